@@ -1,0 +1,201 @@
+"""What one training run is, as data: backbone + method + task + optimizer + training + seed.
+
+Frozen pydantic models that forbid unknown keys. Nothing here imports torch, so `replora ls` and
+`--dry-run` stay fast; what each name builds lives in `replora.models`, `replora.methods` and
+`replora.tasks`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+__all__ = [
+    "BackboneConfig",
+    "DigitsTask",
+    "FullMethod",
+    "ImageFolderTask",
+    "LinearProbeMethod",
+    "LoraMethod",
+    "LowRankMethod",
+    "MethodConfig",
+    "OptimConfig",
+    "ReploraMethod",
+    "RunConfig",
+    "TaskConfig",
+    "TrainConfig",
+]
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class Frozen(BaseModel):
+    """Base of every configuration model: immutable, unknown keys are errors, no NaN or infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+
+class BackboneConfig(Frozen):
+    """The frozen model that is adapted.
+
+    Attributes:
+        name: A name of `replora ls backbones`, or `timm/<any timm ViT>`.
+        weights: `pretrained` (the backbone's named weights), `random` (only when asked for by this
+            word), or the path of a local checkpoint (.safetensors, or a timm .pth read weights-only).
+    """
+
+    name: str = "vit-digits"
+    weights: str = "pretrained"
+
+
+class LowRankMethod(Frozen):
+    """Fields that every low-rank method has; the update of a target is `alpha / rank * B @ A`."""
+
+    rank: Positive = 8
+    alpha: Annotated[float, Field(gt=0.0)] = 8.0
+    dropout: Fraction = 0.0
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("query", "value")
+
+
+class LoraMethod(LowRankMethod):
+    """LoRA: A and B are learned directly, B starts at zero (Hu et al. 2022)."""
+
+    name: Literal["lora"] = "lora"
+
+
+class ReploraMethod(LowRankMethod):
+    """RepLoRA: A and B are outputs of small generators shared by the targets of a block.
+
+    Known from the paper: two shared MLPs and diagonal seeds. Everything else here is a *choice*
+    of this project (docs/methods.md): one hidden layer, the activation, the bias, the start.
+
+    Attributes:
+        hidden: Width h of the generator's hidden layer; the update's rank is at most min(rank, h).
+        shared: One generator for all targets of a block, or (ablation) one for each target.
+        activation: Of the hidden layer; `identity` is the linear reparameterization.
+        seed: `diagonal` as in the paper, or `dense` (r x r).
+        scope: A generator per `block`, or one for the whole `model` (seeds stay per block).
+        zero_side: Whose heads start at zero, so that the update is exactly zero at the start.
+        plain_targets: Further targets that get plain LoRA of the same rank.
+    """
+
+    name: Literal["replora"] = "replora"
+    hidden: Positive = 16
+    shared: bool = True
+    activation: Literal["gelu", "relu", "tanh", "identity"] = "gelu"
+    seed: Literal["diagonal", "dense"] = "diagonal"
+    scope: Literal["block", "model"] = "block"
+    zero_side: Literal["A", "B"] = "B"
+    plain_targets: tuple[str, ...] = ()
+
+
+class FullMethod(Frozen):
+    """Full fine-tuning: every weight of the backbone and the head trains."""
+
+    name: Literal["full"] = "full"
+
+
+class LinearProbeMethod(Frozen):
+    """Linear probe: only the task head trains."""
+
+    name: Literal["linear-probe"] = "linear-probe"
+
+
+MethodConfig = Annotated[
+    ReploraMethod | LoraMethod | FullMethod | LinearProbeMethod, Field(discriminator="name")
+]
+
+
+class DigitsTask(Frozen):
+    """scikit-learn's 1,797 handwritten digits as a transfer problem.
+
+    The backbone `vit-digits` is pre-trained on the classes 0 to 4; this task adapts it to the
+    classes it has never seen, 5 to 9, with fixed, disjoint, stratified splits.
+
+    Attributes:
+        train_images: Images in the training split, taken evenly from the five classes.
+    """
+
+    name: Literal["digits"] = "digits"
+    train_images: Annotated[int, Field(ge=5, le=400)] = 400
+
+
+class ImageFolderTask(Frozen):
+    """A person's own images: `<root>/{train,val,test}/<class>/*`, or `<root>/<class>/*` split by hash.
+
+    Attributes:
+        root: Folder of the images.
+        image_size: Side of the square that images are resized to, in pixels.
+        val_fraction: Share held out for validation where the folder has no `val`.
+        test_fraction: Share held out for the final test where the folder has no `test`.
+    """
+
+    name: Literal["image-folder"] = "image-folder"
+    root: Path
+    image_size: Positive = 224
+    val_fraction: Fraction = 0.15
+    test_fraction: Fraction = 0.15
+
+
+TaskConfig = Annotated[DigitsTask | ImageFolderTask, Field(discriminator="name")]
+
+
+class OptimConfig(Frozen):
+    """AdamW (decoupled weight decay), its schedule and gradient clipping; all per slot of a pack.
+
+    Attributes:
+        warmup_steps: Steps of linear warm-up from 0 before the schedule.
+        schedule: Shape of the learning rate after the warm-up, over the full length of the run.
+        clip_norm: Largest global gradient norm, or null for no clipping.
+    """
+
+    lr: Annotated[float, Field(gt=0.0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.999
+    eps: Annotated[float, Field(gt=0.0)] = 1e-8
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    clip_norm: Annotated[float, Field(gt=0.0)] | None = 1.0
+
+
+class TrainConfig(Frozen):
+    """Length and batching of the run.
+
+    Attributes:
+        steps: Optimizer steps.
+        batch: Examples per optimizer step.
+        micro_batch: Examples per forward pass (gradient accumulation); null means `batch`.
+        eval_every: Steps between evaluations on the validation split; the last step always evaluates.
+        checkpoint_every: Steps between checkpoints of a trial.
+        precision: Of the base and the activations; adapters and optimizer stay in fp32 (fp64 in fp64).
+    """
+
+    steps: Positive = 200
+    batch: Positive = 16
+    micro_batch: Positive | None = None
+    eval_every: Positive = 50
+    checkpoint_every: Positive = 100
+    precision: Literal["fp32", "fp64", "bf16"] = "fp32"
+
+    @model_validator(mode="after")
+    def _micro_batch_divides_batch(self) -> TrainConfig:
+        if self.micro_batch is not None and self.batch % self.micro_batch:
+            raise ValueError(
+                f"train.micro_batch must divide train.batch, but got {self.micro_batch} and {self.batch}"
+            )
+        return self
+
+
+class RunConfig(Frozen):
+    """One training run: everything that can change its result, and nothing else."""
+
+    backbone: BackboneConfig = BackboneConfig()
+    method: MethodConfig = ReploraMethod()
+    task: TaskConfig = DigitsTask()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0

@@ -1,0 +1,65 @@
+"""What the rest of the project knows of a backbone: named targets and features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+__all__ = ["Backbone", "Target"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """One linear map that an adapter can change: a whole `nn.Linear`, or a slice of its output rows.
+
+    Attributes:
+        name: Role in its block: `query`, `key`, `value`, `output`, `up`, `down`, ...
+        block: Index of the attention block it belongs to, from 0.
+        module: Dotted path of the `nn.Linear` inside the model.
+        rows: First and one-past-last output row of the slice; `(0, out)` for a whole linear.
+        inputs: Input features.
+        heads: Attention heads that share the rows equally (1 where heads make no sense).
+    """
+
+    name: str
+    block: int
+    module: str
+    rows: tuple[int, int]
+    inputs: int
+    heads: int = 1
+
+    @property
+    def outputs(self) -> int:
+        """Output features of the slice."""
+        return self.rows[1] - self.rows[0]
+
+    @property
+    def key(self) -> str:
+        """Unique name, for example `3.query`."""
+        return f"{self.block}.{self.name}"
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A pre-trained model with its adaptable targets; its weights never change in place.
+
+    Attributes:
+        name: Configured name.
+        model: The model, in evaluation mode, on its device; parameters do not require gradients.
+        targets: Every adaptable target, blocks in order.
+        features: `(model, batch) -> [rows, width]`: the features that a task head reads. It takes
+            the model as an argument because a pack runs its own copy of the module tree on the
+            same weights.
+        width: Feature width.
+        fingerprint: Hash of the weights (`sha256:` and the first 16 hex digits), for provenance and
+            to refuse an adapter of another base.
+    """
+
+    name: str
+    model: nn.Module
+    targets: Sequence[Target]
+    features: Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
+    width: int
+    fingerprint: str

@@ -1,0 +1,51 @@
+"""What the rest of the project knows of a task: splits, a loss per slot, metrics with a direction.
+
+Shape letters: K slots, B examples, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = ["Batch", "Direction", "Forward", "Split", "SplitName", "Task"]
+
+Batch = Mapping[str, Tensor]
+Direction = Literal["maximize", "minimize"]
+SplitName = Literal["train", "val", "test"]
+#: Runs the model of every slot on the same or own examples: tensors `[K, B, ...]` in, `[K, B, C]` out.
+Forward = Callable[[Batch], Tensor]
+
+
+class Split(Protocol):
+    """A fixed set of examples."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, indices: Tensor, generator: torch.Generator | None) -> dict[str, Tensor]:
+        """Examples `[B, ...]` at `indices [B]`; `generator` drives random augmentation, None means none."""
+        ...
+
+
+class Task(Protocol):
+    """A data set with its loss and metrics."""
+
+    head_width: int
+    metric: str
+    direction: Direction
+    data_hash: str
+
+    def split(self, name: SplitName) -> Split:
+        """The named split, loaded once."""
+        ...
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        """Mean loss over the examples of each slot: `[K, B, C]` and a batch `[K, B, ...]` to `[K]`."""
+        ...
+
+    def evaluate(self, forward: Forward, slots: int, split: SplitName) -> list[dict[str, float]]:
+        """Metrics of each of `slots` slots over a whole split; `forward` gets the same examples for all."""
+        ...

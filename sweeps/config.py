@@ -1,0 +1,156 @@
+"""A sweep as data: a base run, a space of dotted keys, a search, a pruner, seeds and resources."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from replora.config import Frozen, Positive, RunConfig
+
+__all__ = [
+    "ConfirmConfig",
+    "Domain",
+    "ObjectiveConfig",
+    "PrunerConfig",
+    "ResourceConfig",
+    "SearchConfig",
+    "SweepConfig",
+    "TrackingConfig",
+]
+
+Scalar = bool | int | float | str
+
+
+class Domain(Frozen):
+    """The values of one key: exactly one of `values`, `uniform`, `log_uniform`, `integers`, `log_integers`.
+
+    Attributes:
+        values: Explicit values; the only form that a grid accepts.
+        uniform: Low and high bound of a float, both included.
+        log_uniform: The same on a logarithmic scale; low > 0.
+        integers: Low and high bound of an integer, both included.
+        log_integers: The same on a logarithmic scale; low >= 1.
+        when: Other keys' values under which this key exists, for example `{method.name: [replora]}`.
+    """
+
+    values: Annotated[tuple[Scalar, ...], Field(min_length=1)] | None = None
+    uniform: tuple[float, float] | None = None
+    log_uniform: tuple[float, float] | None = None
+    integers: tuple[int, int] | None = None
+    log_integers: tuple[int, int] | None = None
+    when: dict[str, tuple[Scalar, ...]] = {}
+
+
+class SearchConfig(Frozen):
+    """Who proposes configurations.
+
+    Attributes:
+        name: `grid` takes the product of all values; `random` and `optuna` draw `trials` of them.
+        trials: Configurations to draw; must be null for a grid.
+        sampler: Of Optuna.
+        seed: Of the searcher; the same seed proposes the same first configurations.
+        first: Configurations (dotted key -> value) that are tried before any other.
+    """
+
+    name: Literal["grid", "random", "optuna"] = "grid"
+    trials: Positive | None = None
+    sampler: Literal["tpe", "cma-es", "gp", "qmc"] = "tpe"
+    seed: Annotated[int, Field(ge=0)] = 0
+    first: tuple[dict[str, Scalar], ...] = ()
+
+
+class PrunerConfig(Frozen):
+    """Who stops trials early, judged on the objective at equal steps.
+
+    A trial's learning-rate schedule is always that of its full length, so a stopped trial was not
+    annealed: its value is a lower bound, and tables mark it as pruned.
+
+    Attributes:
+        grace_steps: No trial stops before so many optimizer steps.
+        reduction: ASHA keeps the best 1 / reduction at each rung.
+    """
+
+    name: Literal["none", "asha", "median"] = "none"
+    grace_steps: Positive = 50
+    reduction: Annotated[int, Field(ge=2)] = 3
+
+
+class ObjectiveConfig(Frozen):
+    """What is optimized on the validation split; null means the task's primary metric and direction."""
+
+    metric: str | None = None
+    direction: Literal["maximize", "minimize"] | None = None
+
+
+class ConfirmConfig(Frozen):
+    """Fresh seeds for the best configurations, so that the choice does not rest on the luck of one seed.
+
+    Attributes:
+        top: Configurations that are confirmed; 0 turns confirmation off.
+        seeds: Seeds that the search did not use.
+    """
+
+    top: Annotated[int, Field(ge=0)] = 0
+    seeds: tuple[int, ...] = ()
+
+
+class ResourceConfig(Frozen):
+    """Where trials run; null lets the planner measure and decide.
+
+    Attributes:
+        hosts: Processes that hold a frozen base each.
+        slots: Trials that train at once on one host (K).
+        threads: CPU threads of one host.
+    """
+
+    hosts: Positive | None = None
+    slots: Positive | None = None
+    threads: Positive | None = None
+
+
+class TrackingConfig(Frozen):
+    """MLflow; null URI means SQLite in the sweep's folder.
+
+    Credentials come from MLflow's own environment variables, never from this file.
+    """
+
+    uri: str | None = None
+    experiment: str | None = None
+
+
+class SweepConfig(Frozen):
+    """A whole sweep.
+
+    Attributes:
+        name: Also the name of the default folder, `runs/<name>`.
+        run: The configuration that every trial starts from.
+        space: Dotted keys of the run, for example `optim.lr`, with their values.
+        seeds: Seeds of every configuration in the search; more than one needs a grid or random search.
+        max_failures: Times a failed trial (not a diverged one) is started again from its checkpoint.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+    run: RunConfig = RunConfig()
+    space: Annotated[dict[str, Domain], Field(min_length=1)]
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
+    search: SearchConfig = SearchConfig()
+    pruner: PrunerConfig = PrunerConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    confirm: ConfirmConfig = ConfirmConfig()
+    backend: Literal["ray", "in-process"] = "ray"
+    resources: ResourceConfig = ResourceConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    max_failures: Annotated[int, Field(ge=0)] = 2
+
+    @model_validator(mode="after")
+    def _search_fits(self) -> SweepConfig:
+        if self.search.name == "grid" and self.search.trials is not None:
+            raise ValueError("search.trials must be null for a grid: its size is the product of the values")
+        if self.search.name != "grid" and self.search.trials is None:
+            raise ValueError(f"search.trials is needed for search.name: {self.search.name}")
+        if self.search.name == "optuna" and len(self.seeds) > 1:
+            raise ValueError("an Optuna search takes one seed; give the others to confirm.seeds")
+        if set(self.seeds) & set(self.confirm.seeds):
+            raise ValueError("confirm.seeds must not repeat seeds of the search")
+        return self
