@@ -1,0 +1,11 @@
+"""Tasks by name. `replora.tasks.load.load_task` builds one; this file imports nothing heavy."""
+
+from __future__ import annotations
+
+__all__ = ["TASKS"]
+
+#: Name -> what it is.
+TASKS: dict[str, str] = {
+    "digits": "scikit-learn's handwritten digits 5 to 9, which vit-digits has never seen",
+    "image-folder": "a person's own images, <root>/{train,val,test}/<class>/* or <root>/<class>/*",
+}

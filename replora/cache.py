@@ -1,0 +1,134 @@
+"""Tensors that are made once on a machine and read by every later process.
+
+A cached file is named by the hash of its recipe, so another recipe is another file. Its checksum
+travels in the file and is verified on every read; reading maps the file, so that all processes of a
+machine share its pages, copy-on-write.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from replora.errors import CheckpointError, MachineError
+
+__all__ = ["cache_folder", "cached_tensors", "hash_tensors", "read_tensors"]
+
+_log = logging.getLogger(__name__)
+Recipe = Mapping[str, int | float | str | list[int]]
+
+
+def cache_folder() -> Path:
+    """Folder of cached files: `REPLORA_CACHE`, else `replora` in `XDG_CACHE_HOME` or `~/.cache`."""
+    override = os.environ.get("REPLORA_CACHE")
+    if override:
+        return Path(override)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "replora"
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """`sha256:` and the first 16 hex digits over names, types, shapes and bytes, in order of names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{len(name)}:{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors of a safetensors file, mapped and not copied, with the file's metadata.
+
+    Raises:
+        CheckpointError: If the file cannot be read whole.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: not a complete safetensors file: {error}") from error
+
+
+def cached_tensors(kind: str, recipe: Recipe, build: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors that `build` makes from `recipe`, built at most once on a machine.
+
+    A damaged file is noticed by its checksum and built again. Processes that ask at once wait for
+    the one that builds.
+
+    Args:
+        kind: First part of the file's name.
+        recipe: Everything that the content depends on; its hash is the second part of the name.
+        build: Makes the tensors.
+
+    Returns:
+        The tensors, mapped from the file.
+
+    Raises:
+        MachineError: If the cache folder cannot be written.
+    """
+    key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
+    path = cache_folder() / f"{kind}-{key}.safetensors"
+    found = _read_verified(path)
+    if found is not None:
+        return found
+    with _lock(path):
+        found = _read_verified(path)  # another process may have built it while this one waited
+        if found is None:
+            _write(path, build(), recipe)
+            found, _ = read_tensors(path)
+    return found
+
+
+def _read_verified(path: Path) -> dict[str, Tensor] | None:
+    if not path.exists():
+        return None
+    try:
+        tensors, metadata = read_tensors(path)
+        fault = None if metadata.get("checksum") == hash_tensors(tensors) else "its checksum is wrong"
+    except CheckpointError as error:
+        tensors, fault = {}, str(error.__cause__)
+    if fault is None:
+        return tensors
+    _log.warning("%s is damaged (%s) and is built again", path, fault)
+    return None
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.with_suffix(".lock").open("a")
+    except OSError as error:
+        raise MachineError(
+            f"{path.parent}: the cache folder cannot be written ({error}).\n"
+            "  Set REPLORA_CACHE to a folder that can."
+        ) from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file closes, also when the process dies
+        yield
+
+
+def _write(path: Path, tensors: dict[str, Tensor], recipe: Recipe) -> None:
+    metadata = {"checksum": hash_tensors(tensors), "recipe": json.dumps(recipe, sort_keys=True)}
+    draft = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        save_file(tensors, draft, metadata)
+        os.replace(draft, path)
+    except (OSError, SafetensorError) as error:
+        draft.unlink(missing_ok=True)
+        raise MachineError(
+            f"{path}: the cached file cannot be written ({error}).\n"
+            "  Free some space, or set REPLORA_CACHE to another folder."
+        ) from error

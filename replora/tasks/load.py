@@ -1,0 +1,33 @@
+"""From a task's configuration to the task."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from replora.config import DigitsTask, TaskConfig
+from replora.tasks.base import Task
+from replora.tasks.digits import digits_task
+
+__all__ = ["load_task"]
+
+_DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}
+
+
+def load_task(
+    config: TaskConfig, *, precision: Literal["fp32", "fp64", "bf16"], device: torch.device | str
+) -> Task:
+    """The task with its splits.
+
+    Args:
+        config: Which task.
+        precision: Of the inputs.
+        device: Where batches go.
+
+    Raises:
+        DataError: If the data is missing, unreadable or not in the documented layout.
+    """
+    if isinstance(config, DigitsTask):
+        return digits_task(config, _DTYPES[precision], torch.device(device))
+    raise NotImplementedError
