@@ -1,0 +1,189 @@
+"""A host: frozen bases, packs of trials on them, and a bounded number of slots. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from replora.config import RunConfig
+from replora.errors import PlanError
+from replora.train.events import Event, Failed, FailureKind
+
+if TYPE_CHECKING:
+    from replora.models.base import Backbone
+    from replora.tasks.base import Task
+
+__all__ = ["Assignment", "Host", "Slots"]
+
+
+class Assignment(Protocol):
+    """What a host needs to know of a trial; the director's `TrialTask` is one."""
+
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def config(self) -> RunConfig: ...
+    @property
+    def folder(self) -> Path: ...
+
+
+class Slots(Protocol):
+    """What a host needs of a pack (`replora.train.pack.Pack`)."""
+
+    @property
+    def trials(self) -> tuple[str, ...]: ...
+    def admit(self, trial: str, config: RunConfig, folder: Path) -> None: ...
+    def withdraw(self, trial: str) -> None: ...
+    def step(self) -> list[Event]: ...
+
+
+PackFactory = Callable[[RunConfig, "Backbone", "Task", int], Slots]
+
+
+@dataclass
+class _Group:
+    """One pack and the keys it was built from."""
+
+    base: Hashable
+    pack: Slots
+    steps: dict[str, int] = field(default_factory=dict)
+
+
+class Host:
+    """Trains up to `slots` trials at once, packed by what they share, on bases that are loaded once.
+
+    Trials with the same `pack_key` train in one pack; packs of different keys step in turn. Nothing that
+    goes wrong inside a trial leaves the host: it comes back as a `Failed` event of the trials it touches.
+    """
+
+    def __init__(self, slots: int, threads: int, device: str = "cpu") -> None:
+        """Starts torch with a fixed number of threads.
+
+        Args:
+            slots: Trials that train at once, over all packs.
+            threads: CPU threads of this process; the libraries' own defaults (every core) would make
+                hosts fight for cores.
+            device: Where bases and packs live: `cpu`, or `cuda` (the one GPU that this process sees).
+
+        Raises:
+            PlanError: If `slots` or `threads` is below 1.
+        """
+        if slots < 1 or threads < 1:
+            raise PlanError(f"a host needs at least 1 slot and 1 thread, but got {slots} and {threads}")
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # read by OpenMP when torch is first imported
+        import torch
+
+        torch.set_num_threads(threads)
+        self._slots = slots
+        self._device = device
+        self._groups: dict[Hashable, _Group] = {}
+        self._bases: dict[Hashable, tuple[Backbone, Task]] = {}
+        self._refused: list[Event] = []
+
+    @property
+    def free(self) -> int:
+        """Slots without a trial."""
+        return self._slots - sum(len(group.pack.trials) for group in self._groups.values())
+
+    @property
+    def busy(self) -> bool:
+        """Whether `step` has anything to do or to tell."""
+        return bool(self._refused) or self.free < self._slots
+
+    @property
+    def trials(self) -> tuple[str, ...]:
+        """Trials that are training."""
+        return tuple(trial for group in self._groups.values() for trial in group.pack.trials)
+
+    def admit(self, task: Assignment) -> None:
+        """Gives a trial a slot; it resumes from the newest good checkpoint in its folder.
+
+        A trial that cannot start (out of memory, bad data, no free slot) is reported by the next `step`.
+        """
+        try:
+            if self.free < 1:
+                raise PlanError(f"all {self._slots} slots of this host are taken by {', '.join(self.trials)}")
+            self._group_of(task.config).pack.admit(task.fingerprint, task.config, task.folder)
+        except Exception as error:
+            self._refused.append(_failed(task.fingerprint, 0, error))
+            self._drop_idle_groups(keep=None)
+
+    def withdraw(self, trial: str) -> None:
+        """Stops a trial early; its slot is free at once. A trial that already ended is ignored."""
+        for group in self._groups.values():
+            if trial in group.pack.trials:
+                group.pack.withdraw(trial)
+                group.steps.pop(trial, None)
+
+    def step(self) -> list[Event]:
+        """One optimizer step of every running trial, and everything that happened since the last call."""
+        events, self._refused = self._refused, []
+        for key, group in list(self._groups.items()):
+            if group.pack.trials:
+                events += self._step_group(key, group)
+        return events
+
+    def _step_group(self, key: Hashable, group: _Group) -> list[Event]:
+        running = group.pack.trials
+        try:
+            events = group.pack.step()
+        except Exception as error:
+            del self._groups[key]
+            events = [_failed(trial, group.steps.get(trial, 0), error) for trial in running]
+            _release_memory(self._device)
+        group.steps.update({event.trial: event.step for event in events})
+        return events
+
+    def _group_of(self, config: RunConfig) -> _Group:
+        from replora.train.pack import Pack, pack_key
+
+        key = pack_key(config)
+        if key not in self._groups:
+            self._drop_idle_groups(keep=_base_key(config))
+            backbone, task = self._base_of(config)
+            self._groups[key] = _Group(_base_key(config), Pack(config, backbone, task, self._slots))
+        return self._groups[key]
+
+    def _base_of(self, config: RunConfig) -> tuple[Backbone, Task]:
+        from replora.models import load_backbone
+        from replora.tasks import load_task
+
+        key = _base_key(config)
+        if key not in self._bases:
+            where: dict[str, Any] = {"precision": config.train.precision, "device": self._device}
+            self._bases[key] = load_backbone(config.backbone, **where), load_task(config.task, **where)
+        return self._bases[key]
+
+    def _drop_idle_groups(self, keep: Hashable | None) -> None:
+        """Frees empty packs, and bases that neither a running trial nor the next one (`keep`) uses."""
+        self._groups = {key: group for key, group in self._groups.items() if group.pack.trials}
+        used = {group.base for group in self._groups.values()} | {keep}
+        if keep is not None:
+            self._bases = {key: base for key, base in self._bases.items() if key in used}
+        _release_memory(self._device)
+
+
+def _base_key(config: RunConfig) -> Hashable:
+    return (config.backbone.model_dump_json(), config.task.model_dump_json(), config.train.precision)
+
+
+def _release_memory(device: str) -> None:
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.empty_cache()
+
+
+def _failed(trial: str, step: int, error: Exception) -> Failed:
+    return Failed(trial, step, _kind(error), f"{type(error).__name__}: {error}")
+
+
+def _kind(error: Exception) -> FailureKind:
+    import torch
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return "out-of-memory"
+    return "error"
