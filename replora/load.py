@@ -1,0 +1,233 @@
+"""From YAML files, dotted overrides and points of a space to configurations, and back to differences."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from replora.config import ReploraMethod, RunConfig
+from replora.document import Document, parse_override, read_document
+from replora.errors import ConfigError
+from replora.faults import Fault, Keys, Origin, config_error, dotted, shown
+from replora.overlay import nested, overlay, split_key, with_default_names
+from replora.schema import Annotation, element_of, is_path
+from replora.validate import validate
+from replora.verbs import nearest
+
+__all__ = ["RECIPES", "diff", "load", "load_run", "recipe_names", "run_from", "valid_keys"]
+
+RECIPES = Path(__file__).parent / "recipes"
+
+Model = TypeVar("Model", bound=BaseModel)
+Scalar = bool | int | float | str | None
+
+
+def load(
+    model_class: type[Model],
+    path: Path | str,
+    overrides: Sequence[str] = (),
+    check: Callable[[Model], Iterable[Fault]] | None = None,
+) -> Model:
+    """A configuration from a YAML file and overrides.
+
+    Args:
+        model_class: What the file describes, for example `RunConfig` or `SweepConfig`.
+        path: The file.
+        overrides: `key.path=value`, laid over the file; values are YAML.
+        check: Further faults of a valid model, to be reported with the file's lines.
+
+    Raises:
+        ConfigError: With every fault of the file and the overrides.
+    """
+    document = _expanded(model_class, read_document(Path(path)), (Path(path),))
+    return _finish(model_class, document, overrides, str(path), check)
+
+
+def load_run(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
+    """A run from its YAML file, or from a file that holds it under `run:` (a sweep's `best.yaml`).
+
+    Raises:
+        ConfigError: With every fault of the file and the overrides.
+    """
+    document = _run_part(read_document(Path(path)), str(path))
+    document = _expanded(RunConfig, document, (Path(path),))
+    config = _finish(RunConfig, document, overrides, str(path), None)
+    method = config.method
+    if isinstance(method, ReploraMethod) and method.hidden < method.rank:
+        warnings.warn(
+            f"{path}: method.hidden = {method.hidden} is below method.rank = {method.rank}; "
+            f"the update's rank is at most {method.hidden}.",
+            UserWarning,
+            stacklevel=2,
+        )
+    return config
+
+
+def run_from(base: RunConfig, point: Mapping[str, Scalar | Sequence[Scalar]]) -> RunConfig:
+    """The run at a point: dotted keys set on a base, for example `{"optim.lr": 0.01}`.
+
+    A changed `method.name` or `task.name` keeps the fields that both have and drops the others'.
+
+    Raises:
+        ConfigError: With every fault of the point.
+    """
+    data: object = base.model_dump(mode="json")
+    document = Document(data, {})
+    for key, value in _names_first(point.items()):
+        plain = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+        _put(RunConfig, document, key, plain, Origin(f"point {key}={shown(value)}"))
+    config, faults = validate(RunConfig, document.data)
+    if config is None:
+        raise config_error(faults, document.origins, "the point")
+    return config
+
+
+def valid_keys(config: BaseModel, prefix: str = "") -> tuple[str, ...]:
+    """Dotted keys that a sweep may set on this configuration with its present method and task.
+
+    Places on this machine are left out, because a fingerprint does not show them.
+    """
+    keys: list[str] = []
+    for name, info in type(config).model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, BaseModel):
+            keys += valid_keys(value, f"{prefix}{name}.")
+        elif not is_path(info.annotation):
+            keys.append(prefix + name)
+    return tuple(keys)
+
+
+def diff(one: BaseModel, other: BaseModel) -> list[str]:
+    """Readable differences, for example `optim.lr: 0.001 -> 0.01`; empty for equal configurations."""
+    before, after = _flat(one.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
+    return [
+        f"{key}: {_side(before, key)} -> {_side(after, key)}"
+        for key in [*before, *(key for key in after if key not in before)]
+        if _side(before, key) != _side(after, key)
+    ]
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def _finish(
+    model_class: type[Model],
+    document: Document,
+    overrides: Sequence[str],
+    place: str,
+    check: Callable[[Model], Iterable[Fault]] | None,
+) -> Model:
+    """Overrides, validation and the check, on data whose `extends` are resolved."""
+    values: list[tuple[str, Document]] = []
+    faults = list(document.faults)
+    for text in overrides:
+        try:
+            values.append(parse_override(text))
+        except ConfigError as error:
+            faults.append(Fault((), str(error), origin=Origin("command line")))
+    for key, value in _names_first(values):
+        faults += value.faults
+        _put(model_class, document, key, value.data, Origin(f"override {key}={shown(value.data)}"))
+    config, found = validate(model_class, with_default_names(model_class, document.data))
+    faults += found
+    if config is not None and check is not None and not faults:
+        faults += check(config)
+    if config is None or faults:
+        raise config_error(faults, document.origins, place)
+    return config
+
+
+def _put(model_class: type[BaseModel], document: Document, key: str, value: object, origin: Origin) -> None:
+    keys = split_key(model_class, document.data, key)
+    document.data = overlay(model_class, document.data, nested(keys, value))
+    for length in range(1, len(keys)):
+        document.origins.setdefault(keys[:length], origin)
+    document.origins[keys] = origin
+
+
+def _names_first(items: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Sections before their names before their other fields, so that the order typed does not matter."""
+    return sorted(items, key=lambda item: (item[0].count("."), not item[0].endswith("name")))
+
+
+def _run_part(document: Document, place: str) -> Document:
+    data = document.data
+    if not isinstance(data, dict) or "run" not in data:
+        return document
+    if "space" in data:
+        raise ConfigError(f"{place} is a sweep, not a run: it has a space.\n  Use `replora sweep {place}`.")
+    faults = [replace(fault, keys=fault.keys[1:]) for fault in document.faults]
+    return Document(data["run"], _inside(document, "run"), faults)
+
+
+def _expanded(annotation: Annotation, document: Document, chain: tuple[Path, ...]) -> Document:
+    """The document laid over what its `extends` name, here and in every section that is a run."""
+    if document.data is None:
+        document.data = {}
+    if not isinstance(document.data, dict):
+        return document
+    for key in [key for key in document.data if element_of(annotation, document.data, key) is RunConfig]:
+        document.data[key] = _expanded_section(document, document.data[key], key, chain)
+    if annotation is RunConfig and "extends" in document.data:
+        return _extended(document, document.data, chain)
+    document.data = overlay(annotation, None, document.data)
+    return document
+
+
+def _expanded_section(document: Document, section: object, key: str, chain: tuple[Path, ...]) -> object:
+    part = _expanded(RunConfig, Document(section, _inside(document, key)), chain)
+    document.origins |= {(key, *keys): origin for keys, origin in part.origins.items()}
+    document.faults += [replace(fault, keys=(key, *fault.keys)) for fault in part.faults]
+    return part.data
+
+
+def _inside(document: Document, key: str) -> dict[Keys, Origin]:
+    return {keys[1:]: origin for keys, origin in document.origins.items() if keys[:1] == (key,)}
+
+
+def _extended(document: Document, data: Mapping[str, object], chain: tuple[Path, ...]) -> Document:
+    own = {key: value for key, value in data.items() if key != "extends"}
+    try:
+        path = _find(data["extends"], chain)
+        base = _expanded(RunConfig, read_document(path), (*chain, path))
+    except ConfigError as error:
+        base = Document({}, {}, [Fault((), str(error), origin=document.origins[("extends",)])])
+    faults = base.faults + document.faults
+    return Document(overlay(RunConfig, base.data, own), {**base.origins, **document.origins}, faults)
+
+
+def _find(name: object, chain: tuple[Path, ...]) -> Path:
+    """The recipe or file that `extends` names."""
+    if not isinstance(name, str):
+        raise ConfigError(f"extends must be the name of a recipe or a file, but got {shown(name)}.")
+    if name in recipe_names():
+        return RECIPES / f"{name}.yaml"
+    path = chain[-1].parent / name
+    if not name.endswith((".yaml", ".yml")) or not path.is_file():
+        names = recipe_names()
+        raise ConfigError(
+            f"extends must be the name of a recipe or a .yaml file, but got {shown(name)}.\n"
+            f"  {nearest(name, names)}Recipes: {', '.join(names)}."
+        )
+    if path.resolve() in {known.resolve() for known in chain}:
+        raise ConfigError(f"extends goes round in a circle: {' -> '.join(map(str, (*chain, path)))}.")
+    return path
+
+
+def _flat(data: object, keys: Keys = ()) -> dict[str, object]:
+    if isinstance(data, Mapping):
+        return {
+            key: leaf for name, below in data.items() for key, leaf in _flat(below, (*keys, name)).items()
+        }
+    return {dotted(keys): data}
+
+
+def _side(flat: Mapping[str, object], key: str) -> str:
+    return shown(flat[key]) if key in flat else "(none)"
