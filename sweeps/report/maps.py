@@ -1,0 +1,186 @@
+"""The objective over two keys of the space: a heat map of a grid, a scatter of a continuous search."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from statistics import fmean
+from typing import NamedTuple
+
+from sweeps.ledger import TrialView
+from sweeps.report.axes import Frame, legend, svg
+from sweeps.report.html import Html, join, tag, title
+from sweeps.report.results import Results, describe, thin
+from sweeps.report.scales import Scale, is_number, scale_of
+from sweeps.report.words import axis_label, number, plain, short_names
+
+__all__ = ["Figure", "map_figure"]
+
+_PREFERRED = ("optim.lr", "optim.weight_decay")
+_GRID_SIDE = 12
+_DOTS = 3000
+_CELL_W, _CELL_H = 84.0, 48.0
+
+
+class Figure(NamedTuple):
+    """A part of the page: a heading, a drawing (or None with a reason in the caption), a caption."""
+
+    heading: str
+    drawing: Html | None
+    caption: str
+
+
+def map_figure(results: Results) -> Figure:
+    """The objective over learning rate and weight decay, or over what the space has instead."""
+    keys = _axes(results)
+    if results.shade is None:
+        return Figure("The space", None, "No trial has finished, so there is nothing to map.")
+    if not keys:
+        return Figure("The space", None, "The space varies no number, so there is no map to draw.")
+    if len(keys) == 1:
+        return _strip(results, keys[0])
+    if all(len({t.point.get(key) for t in results.search}) <= _GRID_SIDE for key in keys):
+        return _heat(results, keys[0], keys[1])
+    return _scatter(results, keys[0], keys[1])
+
+
+def _axes(results: Results) -> list[str]:
+    numeric = [
+        key for key in results.keys if all(is_number(t.point[key]) for t in results.search if key in t.point)
+    ]
+    return sorted(numeric, key=lambda key: (key not in _PREFERRED, key))[:2]
+
+
+def _heading(x: str, y: str) -> str:
+    return " × ".join(axis_label(key).partition(" (")[0].capitalize() for key in (x, y))
+
+
+def _heat(results: Results, x: str, y: str) -> Figure:
+    trials = [trial for trial in results.search if x in trial.point and y in trial.point]
+    cells: dict[tuple[object, object], list[TrialView]] = defaultdict(list)
+    for trial in trials:
+        cells[trial.point[x], trial.point[y]].append(trial)
+    columns, rows = (scale_of((t.point[key] for t in trials), ordinal_up_to=_GRID_SIDE) for key in (x, y))
+    frame = Frame(78, 8, _CELL_W * len(columns.order), _CELL_H * len(rows.order), columns, rows)
+    means = {cell: _mean(members) for cell, members in cells.items()}
+    winner = _winner(results, means)
+    drawn = join(_cell(results, frame, cell, cells[cell], cell == winner) for cell in cells)
+    label = f"Heat map of {results.metric} over {x} and {y}"
+    drawing = _with_legend(results, frame, label, frame.axes(axis_label(x), axis_label(y)), drawn)
+    others = [plain(name) for key, name in short_names(results.keys).items() if key not in (x, y)]
+    over = "seeds" if not others else f"seeds and {', '.join(others)}"
+    caption = (
+        f"Each cell: mean of {results.metric} over its finished trials of the search ({over}). "
+        f"A dashed cell has only stopped trials; its value is a bound ({results.bound.strip()}). "
+        "The ring marks the best mean."
+    )
+    return Figure(_heading(x, y), drawing, caption)
+
+
+def _mean(trials: Sequence[TrialView]) -> float | None:
+    values = [t.objective for t in trials if t.state == "finished" and is_number(t.objective)]
+    return fmean(value for value in values if value is not None) if values else None
+
+
+def _winner(
+    results: Results, means: dict[tuple[object, object], float | None]
+) -> tuple[object, object] | None:
+    scored = [(value, cell) for cell, value in means.items() if value is not None]
+    choose: Callable[..., tuple[float, tuple[object, object]]] = (
+        max if results.view.direction == "maximize" else min
+    )
+    return choose(scored, key=lambda item: item[0])[1] if scored else None
+
+
+def _cell(
+    results: Results, frame: Frame, cell: tuple[object, object], trials: list[TrialView], best: bool
+) -> Html:
+    mean = _mean(trials)
+    center_x, center_y = frame.at(*cell)
+    x, y = center_x - _CELL_W / 2 + 1.5, center_y - _CELL_H / 2 + 1.5
+    box: dict[str, object] = {"x": x, "y": y, "width": _CELL_W - 3, "height": _CELL_H - 3, "rx": 4}
+    words = title("\n".join(describe(results, trial) for trial in trials[:12]))
+    if mean is None or results.shade is None:
+        text = _without_result(results, trials)
+        rect, ink = tag("rect", **box, class_="empty"), "tick"
+    else:
+        text, shade = number(mean), results.shade.of_value(mean)
+        rect, ink = tag("rect", **box, class_=f"v{shade} fill"), f"v{shade} ink"
+    ring = tag("rect", **box, class_="ring") if best else ""
+    label = tag("text", text, x=center_x, y=center_y + 4.5, class_=f"{ink} cell", text_anchor="middle")
+    return tag("g", words, rect, label, ring)
+
+
+def _without_result(results: Results, trials: list[TrialView]) -> str:
+    best = results.best_of(trial for trial in trials if trial.state == "pruned")
+    if best is not None:
+        return results.bound + number(best.objective)
+    return "failed" if all(trial.state == "failed" for trial in trials) else "not over"
+
+
+def _scatter(results: Results, x: str, y: str) -> Figure:
+    trials = [trial for trial in results.search if x in trial.point and y in trial.point]
+    shown = _worst_first(results, trials)
+    frame = Frame(78, 12, 520, 330, _scale(results, trials, x), _scale(results, trials, y))
+    dots = join(_dot(results, frame, trial, (trial.point[x], trial.point[y])) for trial in shown)
+    label = f"Scatter of {results.metric} over {x} and {y}"
+    drawing = _with_legend(results, frame, label, frame.axes(axis_label(x), axis_label(y)), dots)
+    return Figure(_heading(x, y), drawing, _dots_caption(results, len(shown), len(trials)))
+
+
+def _strip(results: Results, x: str) -> Figure:
+    trials = [t for t in results.search if x in t.point and is_number(t.objective)]
+    shown = _worst_first(results, trials)
+    scales = _scale(results, trials, x), scale_of([t.objective for t in trials], log=False)
+    frame = Frame(78, 12, 520, 330, *scales)
+    dots = join(_dot(results, frame, trial, (trial.point[x], trial.objective)) for trial in shown)
+    label = f"{results.metric} over {x}"
+    drawing = _with_legend(results, frame, label, frame.axes(axis_label(x), results.metric), dots)
+    heading = axis_label(x).partition(" (")[0].capitalize()
+    return Figure(heading, drawing, _dots_caption(results, len(shown), len(trials)))
+
+
+def _scale(results: Results, trials: Sequence[TrialView], key: str) -> Scale:
+    domain = results.view.config.get("space", {}).get(key, {})
+    log = True if domain.get("log_uniform") or domain.get("log_integers") else None
+    return scale_of((trial.point[key] for trial in trials), log=log)
+
+
+def _worst_first(results: Results, trials: Sequence[TrialView]) -> list[TrialView]:
+    finished = [trial for trial in results.finished if trial.stage == "search"]
+    names = {trial.fingerprint for trial in trials}
+    best = [trial for trial in finished if trial.fingerprint in names]
+    rest = [trial for trial in trials if trial.state in ("pruned", "failed")]
+    return thin(best + rest, _DOTS, keep=100)[::-1]
+
+
+def _dot(results: Results, frame: Frame, trial: TrialView, point: tuple[object, object]) -> Html:
+    x, y = frame.at(*point)
+    words = title(describe(results, trial))
+    if trial.state == "failed":
+        d = f"M{x - 4:.1f} {y - 4:.1f}l8 8m0 -8l-8 8"
+        return tag("path", words, d=d, class_="cross")
+    if trial.state == "pruned" or results.shade is None or trial.objective is None:
+        return tag("circle", words, cx=x, cy=y, r=3.5, class_="hollow")
+    best = trial is results.finished[0]
+    dot = tag(
+        "circle", words, cx=x, cy=y, r=5.5, class_=f"v{results.shade.of_value(trial.objective)} fill dot"
+    )
+    return join([tag("circle", cx=x, cy=y, r=10, class_="ring"), dot]) if best else dot
+
+
+def _dots_caption(results: Results, shown: int, total: int) -> str:
+    part = f"{shown} of {total} trials are drawn. " if shown < total else ""
+    return (
+        f"{part}One dot for each trial of the search, coloured by {results.metric}; hollow: stopped early; "
+        "cross: failed; ring: the best single trial, which is partly luck."
+    )
+
+
+def _with_legend(results: Results, frame: Frame, label: str, *children: str) -> Html:
+    assert results.shade is not None
+    right, bottom = frame.left + frame.width, frame.top + frame.height
+    width = max(right + 20, 400.0)
+    ends = number(results.shade.worst), number(results.shade.best)
+    key = legend(width / 2 - 50, bottom + 58, f"worse  {ends[0]}", f"{ends[1]}  better")
+    return svg(width, bottom + 78, label, *children, key)

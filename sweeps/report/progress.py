@@ -1,0 +1,127 @@
+"""How far a running sweep is: counts, the best trial so far and the time left, kept up incrementally."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import islice
+
+from sweeps.ledger import SweepView, TrialView
+from sweeps.report.words import better
+
+__all__ = ["Progress", "last_metric", "planned_steps"]
+
+
+def planned_steps(trial: TrialView) -> int:
+    """Optimizer steps that a trial takes if nothing stops it."""
+    return int(trial.config["train"]["steps"])
+
+
+def last_metric(trial: TrialView, metric: str) -> float | None:
+    """The newest report of a metric, or None before the first one."""
+    return trial.reports[-1][1].get(metric) if trial.reports else None
+
+
+class Progress:
+    """What the live table knows of a sweep.
+
+    An update looks only at trials that are new or not yet over, so it costs the same whether ten
+    or ten thousand trials are done.
+
+    Attributes:
+        counts: Trials by state.
+        best: The finished trial with the best objective; pruned ones were cut short and do not count.
+        running: Trials that train now.
+    """
+
+    def __init__(self, trials: int | None) -> None:
+        self.counts: Counter[str] = Counter()
+        self.best: TrialView | None = None
+        self.running: list[TrialView] = []
+        self._planned = trials
+        self._states: dict[str, str] = {}
+        self._open: dict[str, TrialView] = {}
+        self._settled_steps = 0
+        self._steps_before: int | None = None
+        self._since: float | None = None
+
+    @property
+    def known(self) -> int:
+        """Trials that were asked so far."""
+        return len(self._states)
+
+    @property
+    def planned(self) -> int | None:
+        """Trials of the whole sweep, or None where nobody knows."""
+        return None if self._planned is None else max(self._planned, self.known)
+
+    @property
+    def over(self) -> int:
+        """Trials that finished, failed or were pruned."""
+        return self.counts["finished"] + self.counts["failed"] + self.counts["pruned"]
+
+    def update(self, view: SweepView, now: float) -> list[TrialView]:
+        """Takes in a view and gives the trials whose state changed since the last one.
+
+        Args:
+            view: The sweep now; trials are never removed from one view to the next.
+            now: The clock, in seconds.
+        """
+        self._open.update(islice(view.trials.items(), self.known, None))
+        changed = []
+        for name in self._open:
+            trial = self._open[name] = view.trials[name]
+            before = self._states.get(name)
+            if trial.state != before:
+                self._count(name, before, trial.state)
+                changed.append(trial)
+        for trial in changed:
+            if trial.state in ("finished", "pruned"):
+                self._settle(trial, view.direction)
+        self.running = [trial for trial in self._open.values() if trial.state == "running"]
+        self._start_clock(now)
+        return changed
+
+    def seconds_left(self, now: float) -> float | None:
+        """Time until all planned trials are over, or None before there is anything to judge by.
+
+        Steps that remain, divided by the steps per second since the first trial was seen running.
+        A trial that is still to come is taken to be as long as the mean of those that ended.
+        """
+        if self._since is None or self._steps_before is None or self.planned is None:
+            return None
+        done = self._steps() - self._steps_before
+        if done <= 0 or now <= self._since:
+            return None
+        return self._steps_left() * (now - self._since) / done
+
+    def _count(self, name: str, before: str | None, after: str) -> None:
+        if before is not None:
+            self.counts[before] -= 1
+        self.counts[after] += 1
+        self._states[name] = after
+
+    def _settle(self, trial: TrialView, direction: str) -> None:
+        del self._open[trial.fingerprint]
+        self._settled_steps += trial.step
+        best = self.best.objective if self.best else None
+        if trial.state == "finished" and better(trial.objective, best, direction):
+            self.best = trial
+
+    def _start_clock(self, now: float) -> None:
+        if self._steps_before is None:
+            self._steps_before = self._steps()
+        if self._since is None and self.running:
+            self._since = now
+
+    def _steps(self) -> int:
+        return self._settled_steps + sum(trial.step for trial in self._open.values())
+
+    def _steps_left(self) -> float:
+        waiting = [trial for trial in self._open.values() if trial.state in ("asked", "running")]
+        settled = self.counts["finished"] + self.counts["pruned"]
+        unknown = (self.planned or 0) - self.known
+        here = sum(max(0, planned_steps(trial) - trial.step) for trial in waiting)
+        if not unknown:
+            return here
+        length = self._settled_steps / settled if settled else here / len(waiting) if waiting else 0.0
+        return here + unknown * length

@@ -1,0 +1,110 @@
+"""Which trials and which keys the report is about, and what their objectives are."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from sweeps.ledger import SweepView, TrialView
+from sweeps.report.scales import Shade
+from sweeps.report.words import better, number, plain, point_text
+
+Item = TypeVar("Item")
+
+__all__ = ["Results", "describe", "failure_groups", "thin"]
+
+
+@dataclass(frozen=True)
+class Results:
+    """A sweep's trials, sorted out once for all parts of the report.
+
+    Attributes:
+        view: The whole sweep.
+        search: Trials of the search.
+        finished: Trials of search and confirmation that ran to their end, the best first.
+        keys: Keys of the space that took more than one value, in the order of the space.
+        shade: Colours of objectives; None while nothing has finished.
+    """
+
+    view: SweepView
+    search: tuple[TrialView, ...]
+    finished: tuple[TrialView, ...]
+    keys: tuple[str, ...]
+    shade: Shade | None
+
+    @classmethod
+    def of(cls, view: SweepView) -> Results:
+        """The results that a ledger holds."""
+        search = tuple(trial for trial in view.trials.values() if trial.stage == "search")
+        done = [
+            t
+            for t in view.trials.values()
+            if t.stage != "final" and t.state == "finished" and _valid(t.objective)
+        ]
+        done.sort(key=lambda trial: trial.objective or 0.0, reverse=view.direction == "maximize")
+        values = [trial.objective for trial in done if trial.objective is not None]
+        shade = Shade.of(values, view.direction) if values else None
+        return cls(view, search, tuple(done), _varied(search), shade)
+
+    @property
+    def metric(self) -> str:
+        """The objective's name with its direction, as an axis label."""
+        aim = "higher" if self.view.direction == "maximize" else "lower"
+        return f"{plain(self.view.metric, 60)} ({aim} is better)"
+
+    @property
+    def bound(self) -> str:
+        """The sign before a pruned trial's value: it was stopped before it could get better."""
+        return "≥ " if self.view.direction == "maximize" else "≤ "
+
+    def best_of(self, trials: Iterable[TrialView]) -> TrialView | None:
+        """The trial with the best objective of some, whatever their state."""
+        best: TrialView | None = None
+        for trial in trials:
+            if better(trial.objective, best.objective if best else None, self.view.direction):
+                best = trial
+        return best
+
+
+def _valid(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _varied(trials: tuple[TrialView, ...]) -> tuple[str, ...]:
+    values: dict[str, set[object]] = defaultdict(set)
+    holders: Counter[str] = Counter()
+    for trial in trials:
+        holders.update(trial.point.keys())
+        for key, value in trial.point.items():
+            values[key].add(value)
+    return tuple(key for key in values if len(values[key]) > 1 or holders[key] < len(trials))
+
+
+def describe(results: Results, trial: TrialView) -> str:
+    """One line about a trial, for the pointer that rests on it."""
+    value = "no result" if trial.objective is None else f"{results.view.metric} {number(trial.objective)}"
+    bound = results.bound if trial.state == "pruned" and trial.objective is not None else ""
+    return plain(
+        f"trial {trial.number}, {trial.state}: {bound}{value}; {point_text(trial.point)}, seed {trial.seed}"
+    )
+
+
+def failure_groups(trials: Iterable[TrialView]) -> list[tuple[str, list[TrialView]]]:
+    """Failed trials by kind and reason, the most frequent first."""
+    groups: dict[str, list[TrialView]] = defaultdict(list)
+    for trial in trials:
+        if trial.state == "failed":
+            reason = plain(trial.reason or "no reason recorded")
+            groups[f"{trial.kind}: {reason}" if trial.kind else reason].append(trial)
+    return sorted(groups.items(), key=lambda item: -len(item[1]))
+
+
+def thin(items: list[Item], limit: int, keep: int) -> list[Item]:
+    """At most `limit` of some items: the first `keep`, and an even choice of the others."""
+    if len(items) <= limit:
+        return items
+    rest, room = items[keep:], limit - keep
+    return items[:keep] + [rest[index * len(rest) // room] for index in range(room)]

@@ -1,0 +1,84 @@
+"""The table of all trials, and the list of failures."""
+
+from __future__ import annotations
+
+from sweeps.ledger import TrialView
+from sweeps.report.html import Html, join, tag
+from sweeps.report.progress import planned_steps
+from sweeps.report.results import Results, failure_groups
+from sweeps.report.scales import is_number
+from sweeps.report.words import duration, number, plain, point_text, short_names
+
+__all__ = ["failures", "trials_table"]
+
+_NAMED = 12
+
+
+def trials_table(results: Results) -> Html:
+    """Every trial, the best first; a few lines of script sort it by other columns."""
+    names = short_names(results.keys)
+    keys = [plain(names[key], 40) for key in results.keys]
+    heads = [
+        "trial",
+        "state",
+        plain(results.view.metric, 40),
+        *keys,
+        "seed",
+        "stage",
+        "steps",
+        "time",
+        "fingerprint",
+    ]
+    ranked = {trial.fingerprint: rank for rank, trial in enumerate(results.finished)}
+    last = len(ranked)
+    trials = sorted(results.view.trials.values(), key=lambda t: (ranked.get(t.fingerprint, last), t.number))
+    head = tag("thead", tag("tr", *(tag("th", text, scope="col") for text in heads)))
+    body = tag("tbody", *(_row(results, trial) for trial in trials))
+    return tag("div", tag("table", head, body, id="trials"), class_="scroll tall", tabindex="0")
+
+
+def _row(results: Results, trial: TrialView) -> Html:
+    value = "" if trial.objective is None else number(trial.objective)
+    bound = results.bound if value and trial.state == "pruned" else ""
+    points = (_cell(trial.point.get(key)) for key in results.keys)
+    seconds = trial.seconds
+    return tag(
+        "tr",
+        tag("td", str(trial.number)),
+        tag("td", trial.state, class_=trial.state),
+        tag("td", bound + value, data_v=_exact(trial.objective)),
+        *points,
+        tag("td", str(trial.seed)),
+        tag("td", trial.stage),
+        tag("td", f"{trial.step}/{planned_steps(trial)}", data_v=trial.step),
+        tag("td", "" if seconds is None else duration(seconds), data_v=_exact(seconds)),
+        tag("td", trial.fingerprint[:12], class_="mono"),
+    )
+
+
+def _cell(value: object) -> Html:
+    return tag("td", "–" if value is None else number(value), data_v=_exact(value))
+
+
+def _exact(value: object) -> str | None:
+    """What a float sorts by, where its four digits on the page would not do."""
+    return repr(value) if isinstance(value, float) and is_number(value) else None
+
+
+def failures(results: Results) -> Html:
+    """Failed trials by reason, with the points where they failed."""
+    groups = failure_groups(results.view.trials.values())
+    if not groups:
+        return tag("p", "No trial failed.")
+    return tag("ul", *(_failure(reason, trials) for reason, trials in groups), class_="failures")
+
+
+def _failure(reason: str, trials: list[TrialView]) -> Html:
+    count = "1 trial" if len(trials) == 1 else f"{len(trials)} trials"
+    lines = [
+        f"trial {t.number} at step {t.step}: {point_text(t.point)}, seed {t.seed}" for t in trials[:_NAMED]
+    ]
+    if len(trials) > _NAMED:
+        lines.append(f"and {len(trials) - _NAMED} more, marked failed in the table")
+    items = join(tag("li", plain(line, 400)) for line in lines)
+    return tag("li", tag("strong", count), ": ", tag("code", reason), tag("ul", items))
