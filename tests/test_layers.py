@@ -11,7 +11,14 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {"deepspeed", "matplotlib", "mlflow", "optuna", "peft", "ray", "timm", "torch", "transformers"}
-LIGHT = ["replora.cli", "replora.commands", "replora.config", "replora.load", "sweeps.commands", "sweeps.config"]
+LIGHT = (
+    "replora.cli",
+    "replora.commands",
+    "replora.config",
+    "replora.load",
+    "sweeps.commands",
+    "sweeps.config",
+)
 
 
 def lint_imports(root: Path) -> subprocess.CompletedProcess[str]:
@@ -31,15 +38,17 @@ def lint_imports(root: Path) -> subprocess.CompletedProcess[str]:
 def toy_tree(tmp_path: Path) -> Path:
     """The four packages with every door, one import each, under the project's own contracts."""
     doors = {
-        "sweeps/ray_backend.py": "ray",
+        "sweeps/ray_backend/__init__.py": "ray",
+        "sweeps/ray_backend/session.py": "ray.tune",
         "sweeps/search.py": "optuna",
         "sweeps/mlflow_recorder.py": "mlflow",
         "replora/methods/exchange.py": "peft",
         "replora/train/engine.py": "deepspeed",
     }
-    for name in ("ablations", "sweeps", "cluster", "replora", "replora/methods", "replora/train"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").touch()
+    for name in ("ablations", "sweeps/ray_backend", "cluster", "replora/methods", "replora/train"):
+        (tmp_path / name).mkdir(parents=True)
+    for folder in filter(Path.is_dir, tmp_path.rglob("*")):
+        (folder / "__init__.py").touch()
     for file, library in doors.items():
         (tmp_path / file).write_text(f"import {library}\n")
     (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
