@@ -98,6 +98,7 @@ class SweepView:
         size: Lines seen.
         started: Time of the first line, in unix seconds.
         data: Hash of the data that the trials read; empty until a host has told it.
+        skipped: Proposals that became no trial, being invalid or known already.
     """
 
     fingerprint: str = ""
@@ -112,6 +113,7 @@ class SweepView:
     size: int = 0
     started: float = 0.0
     data: str = ""
+    skipped: int = 0
 
     def apply(self, line: Line) -> None:
         """Takes in the next line of the ledger."""
@@ -120,17 +122,20 @@ class SweepView:
         if event == "sweep":
             self.fingerprint, self.name, self.git = line["sweep"], line["name"], line["git"]
             self.metric, self.direction, self.versions = line["metric"], line["direction"], line["versions"]
-            self.config, self.started, self.data = line.get("config", {}), line["time"], line.get("data", "")
+            self.config, self.started = line.get("config", {}), line["time"]
         elif event == "resumed":
             self.versions, self.closed = line["versions"], None
-            self.data = line.get("data") or self.data
+            self.data = "" if line["accepted"] else self.data
         elif event == "closed":
             self.closed = line["state"]
+        elif event == "skipped":
+            self.skipped += 1
         elif event == "asked":
             fields = {name: line[name] for name in ("number", "stage", "config", "point", "seed")}
             self.trials[line["trial"]] = TrialView(line["trial"], state="asked", **fields)
         elif line["trial"] is not None:
             _APPLY[event](self.trials[line["trial"]], line)
+            self.data = self.data or line.get("data", "")
 
 
 def _started(trial: TrialView, line: Line) -> None:
