@@ -1,0 +1,283 @@
+"""A method bound to a backbone: what a slot trains, and how K slots run forward on one base.
+
+An adaptation owns a private copy of the backbone's module tree on the very same weights, so several
+packs with different methods can share one frozen base.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from replora.config import FullMethod, LinearProbeMethod, LowRankMethod, MethodConfig, ReploraMethod
+from replora.methods.factors import DirectFactors, Factors, FactorSource, GeneratedFactors
+from replora.methods.layer import Binding, LayerFactors, SlotLinear
+from replora.methods.layout import Shapes
+from replora.methods.sites import Group, Site, group_targets, select_targets
+from replora.models.base import Backbone, Target
+from replora.tasks.base import Batch
+
+__all__ = ["Adaptation", "FullAdaptation", "LowRankAdaptation", "ProbeAdaptation", "adapt", "sources"]
+
+
+class Adaptation(Protocol):
+    """What a pack needs of a method."""
+
+    def shapes(self, method: MethodConfig) -> Shapes:
+        """Names and shapes of one slot's trainable parameters, without the task head."""
+        ...
+
+    def initial(self, method: MethodConfig, generator: torch.Generator) -> dict[str, Tensor]:
+        """One slot's parameters at the start."""
+        ...
+
+    def prepare(self, parameters: Mapping[str, Tensor], methods: Sequence[MethodConfig]) -> None:
+        """Makes ready for the forward passes of one step: parameters `[K, *shape]` of K slots."""
+        ...
+
+    def features(self, batch: Batch) -> Tensor:
+        """Features `[K, B, D]` of a batch `[K, B, ...]`, with the parameters last prepared."""
+        ...
+
+    def settle(self) -> None:
+        """After the step's last backward pass: carries gradients on into the parameters."""
+        ...
+
+    def drop_with(self, generators: Sequence[torch.Generator] | None) -> None:
+        """Random streams of the slots for dropout in training; None turns dropout off."""
+        ...
+
+
+def adapt(backbone: Backbone, method: MethodConfig) -> Adaptation:
+    """Binds a method to a backbone; the method's structure (not its ranks or rates) is fixed by it."""
+    if isinstance(method, FullMethod):
+        return FullAdaptation(backbone)
+    if isinstance(method, LinearProbeMethod):
+        return ProbeAdaptation(backbone)
+    return LowRankAdaptation(backbone, method)
+
+
+def sources(targets: Sequence[Target], method: LowRankMethod) -> list[tuple[Group, FactorSource]]:
+    """The factor sources of a low-rank method over a backbone's targets, group by group."""
+    found: list[tuple[Group, FactorSource]] = []
+    if isinstance(method, ReploraMethod):
+        for group in group_targets(select_targets(targets, method.targets)):
+            found.append((group, GeneratedFactors(group, group.sites, method)))
+        for group in group_targets(select_targets(targets, method.plain_targets)):
+            found.append((group, DirectFactors(group, group.sites, "plain.")))
+        return found
+    for group in group_targets(select_targets(targets, method.targets)):
+        found.append((group, DirectFactors(group, group.sites, "")))
+    return found
+
+
+class LowRankAdaptation:
+    """Factors x composition: every adapted linear becomes a `SlotLinear`.
+
+    Factors are made once per step. The layers see them cut off from the generators' graph, so any
+    number of micro-batches adds to `[K, L, ...]` gradient buffers, and the generators run backward
+    once (`settle`).
+    """
+
+    def __init__(self, backbone: Backbone, method: LowRankMethod) -> None:
+        self._backbone = backbone
+        self._model = copy_structure(backbone.model)
+        self._dtype = next(backbone.model.parameters()).dtype
+        self._sources = [source for _, source in sources(backbone.targets, method)]
+        self._layers = self._inject()
+        self._rates: tuple[float, ...] = ()
+        self._made: list[Tensor] = []
+        self._grads: list[Tensor] = []
+
+    def _inject(self) -> dict[str, SlotLinear]:
+        """Replaces each adapted linear of the private module tree; returns the layers by module path."""
+        layers: dict[str, SlotLinear] = {}
+        modules = [m for source in self._sources for site in source.sites for m in site.modules]
+        for path in dict.fromkeys(modules):
+            linear = self._model.get_submodule(path)
+            if not isinstance(linear, nn.Linear):
+                raise TypeError(f"{path} must be an nn.Linear, but got {type(linear).__name__}")
+            layers[path] = SlotLinear(linear)
+            parent, _, name = path.rpartition(".")
+            setattr(self._model.get_submodule(parent), name, layers[path])
+        return layers
+
+    def shapes(self, method: MethodConfig) -> Shapes:
+        """Shapes of all factor sources."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for source in self._sources:
+            shapes.update(source.shapes(_low_rank(method)))
+        return shapes
+
+    def initial(self, method: MethodConfig, generator: torch.Generator) -> dict[str, Tensor]:
+        """Start of all factor sources, drawn in a fixed order from one generator."""
+        tensors: dict[str, Tensor] = {}
+        for source in self._sources:
+            tensors.update(source.initial(_low_rank(method), generator))
+        return tensors
+
+    def prepare(self, parameters: Mapping[str, Tensor], methods: Sequence[MethodConfig]) -> None:
+        """Makes all factors and binds each block's share to its layer."""
+        low_rank = [_low_rank(method) for method in methods]
+        device = next(iter(parameters.values())).device
+        ranks = {method.rank for method in low_rank}
+        mask = torch.tensor([m.rank for m in low_rank], device=device) if len(ranks) > 1 else None
+        scale = torch.tensor([m.alpha / m.rank for m in low_rank], dtype=self._dtype, device=device)
+        self._rates = tuple(method.dropout for method in low_rank)
+        self._made, self._grads = [], []
+        bound: dict[str, list[LayerFactors]] = {path: [] for path in self._layers}
+        for source in self._sources:
+            for site, factors in zip(source.sites, source.make(parameters, mask), strict=True):
+                for module, share in zip(site.modules, self._per_layer(site, factors), strict=True):
+                    bound[module].append(share)
+        anchor = torch.zeros((), device=device, requires_grad=True)
+        for path, layer in self._layers.items():
+            layer.bound = Binding(tuple(bound[path]), scale.view(-1, 1, 1), anchor)
+
+    def _per_layer(self, site: Site, factors: Factors) -> Iterator[LayerFactors]:
+        """Cuts a site's factors into its layers, each with its part of the gradient buffers."""
+        a, grad_a = self._cut(factors[0])
+        bs = [self._cut(b) for b in factors[1]]
+        for layer in range(len(site.modules)):
+            yield LayerFactors(
+                rows=site.rows,
+                a=a[layer],
+                b=tuple(b[layer] for b, _ in bs),
+                grad_a=grad_a[layer],
+                grad_b=tuple(grad[layer] for _, grad in bs),
+            )
+
+    def _cut(self, factor: Tensor) -> tuple[list[Tensor], list[Tensor | None]]:
+        """A factor `[K, L, ..., R, X]` as L tensors `[K, ... * R, X]`, and likewise its gradient buffer."""
+        factor = factor.to(self._dtype)
+        shares = [share.flatten(1, -2) for share in factor.detach().unbind(1)]
+        if not factor.requires_grad:
+            return shares, [None] * len(shares)
+        grads = torch.zeros_like(factor, memory_format=torch.contiguous_format)
+        self._made.append(factor)
+        self._grads.append(grads)
+        return shares, [grad.flatten(1, -2) for grad in grads.unbind(1)]
+
+    def features(self, batch: Batch) -> Tensor:
+        """Folds slots into the batch, runs the base once, unfolds: `[K, B, ...]` to `[K, B, D]`."""
+        slots, examples = next(iter(batch.values())).shape[:2]
+        folded = {name: tensor.flatten(0, 1) for name, tensor in batch.items()}
+        return self._backbone.features(self._model, folded).view(slots, examples, -1)
+
+    def settle(self) -> None:
+        """Runs the generators backward, once per step."""
+        if self._made:
+            torch.autograd.backward(self._made, self._grads)
+        self._made, self._grads = [], []
+
+    def drop_with(self, generators: Sequence[torch.Generator] | None) -> None:
+        """Each slot's own stream; a pack in which no slot drops out does no work for it."""
+        active = generators if generators is not None and any(self._rates) else None
+        for layer in self._layers.values():
+            layer.dropout, layer.rates = active, self._rates
+
+
+class ProbeAdaptation:
+    """Linear probe: nothing but the head trains, and the base runs without a graph."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        self._backbone = backbone
+
+    def shapes(self, method: MethodConfig) -> Shapes:
+        """No parameters beside the head."""
+        return {}
+
+    def initial(self, method: MethodConfig, generator: torch.Generator) -> dict[str, Tensor]:
+        """No parameters beside the head."""
+        return {}
+
+    def prepare(self, parameters: Mapping[str, Tensor], methods: Sequence[MethodConfig]) -> None:
+        """Nothing to prepare."""
+
+    @torch.no_grad()
+    def features(self, batch: Batch) -> Tensor:
+        """The base's own features, `[K, B, D]`."""
+        slots, examples = next(iter(batch.values())).shape[:2]
+        folded = {name: tensor.flatten(0, 1) for name, tensor in batch.items()}
+        return self._backbone.features(self._backbone.model, folded).view(slots, examples, -1)
+
+    def settle(self) -> None:
+        """Nothing to settle."""
+
+    def drop_with(self, generators: Sequence[torch.Generator] | None) -> None:
+        """A probe has no dropout."""
+
+
+class FullAdaptation:
+    """Full fine-tuning: a slot's parameters are all weights of the base, run by `vmap` over slots.
+
+    Packing it saves no memory (K whole models) and pays only while a step is bound by overhead.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        self._backbone = backbone
+        self._model = copy_structure(backbone.model)
+        for module in self._model.modules():
+            if hasattr(module, "fused_attn"):  # vmap has no rule for the fused CPU kernel
+                module.fused_attn = False
+        self._parameters: dict[str, Tensor] = {}
+
+    def shapes(self, method: MethodConfig) -> Shapes:
+        """Every weight of the base."""
+        return {f"base.{name}": tuple(p.shape) for name, p in self._model.named_parameters()}
+
+    def initial(self, method: MethodConfig, generator: torch.Generator) -> dict[str, Tensor]:
+        """The pre-trained weights."""
+        return {f"base.{name}": p.detach() for name, p in self._model.named_parameters()}
+
+    def prepare(self, parameters: Mapping[str, Tensor], methods: Sequence[MethodConfig]) -> None:
+        """Picks the base's weights `[K, *shape]` out of a slot's parameters."""
+        self._parameters = {
+            name.removeprefix("base."): tensor.to(next(self._model.parameters()).dtype)
+            for name, tensor in parameters.items()
+            if name.startswith("base.")
+        }
+
+    def features(self, batch: Batch) -> Tensor:
+        """Each slot's own model on its own examples, `[K, B, D]`."""
+
+        def one(parameters: dict[str, Tensor], examples: dict[str, Tensor]) -> Tensor:
+            call = _FeatureCall(self._backbone, self._model)
+            weights = {f"model.{name}": tensor for name, tensor in parameters.items()}
+            return functional_call(call, weights, (examples,))  # type: ignore[no-any-return]
+
+        return torch.func.vmap(one)(self._parameters, dict(batch))
+
+    def settle(self) -> None:
+        """Parameters are used directly; gradients are already there."""
+
+    def drop_with(self, generators: Sequence[torch.Generator] | None) -> None:
+        """The base's own dropout stays off."""
+
+
+class _FeatureCall(nn.Module):
+    """A backbone's features as a module, so that its weights can be passed in."""
+
+    def __init__(self, backbone: Backbone, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self._backbone = backbone
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self._backbone.features(self.model, batch)
+
+
+def copy_structure(model: nn.Module) -> nn.Module:
+    """A copy of the module tree that shares every parameter and buffer with the original."""
+    shared = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
+
+
+def _low_rank(method: MethodConfig) -> LowRankMethod:
+    assert isinstance(method, LowRankMethod), f"a low-rank pack got the method {method.name}"
+    return method

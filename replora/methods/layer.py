@@ -1,0 +1,141 @@
+r"""The one low-rank layer: a frozen linear with K adapters, each on its own rows of the batch.
+
+    y_k = W x_k + b + scale_k B_k A_k x_k          k = slot
+
+Rows `[K * B, ..., I]` arrive slot by slot. Forward and backward are one autograd function: the base
+product and the batched low-rank products write into the same buffers, only x and the `[K, M, T * R]`
+inner activations are saved, no gradient of the frozen weight is ever formed, and the factors'
+gradients accumulate straight into buffers that the pack owns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+__all__ = ["LayerFactors", "SlotLinear"]
+
+
+@dataclass(frozen=True)
+class LayerFactors:
+    """Factors of one site on one layer, with the buffers that their gradients are added to.
+
+    Attributes:
+        rows: Output rows `(low, high)` of each of T targets.
+        a: `[K, T * R, I]`.
+        b: Transposed B of each target, `[K, R, O]`.
+        grad_a: Like `a`; None where nothing trains.
+        grad_b: Like `b`.
+    """
+
+    rows: tuple[tuple[int, int], ...]
+    a: Tensor
+    b: tuple[Tensor, ...]
+    grad_a: Tensor | None
+    grad_b: tuple[Tensor | None, ...]
+
+
+@dataclass(frozen=True)
+class Binding:
+    """What a pack hands to a layer for one step.
+
+    Attributes:
+        factors: Of each site on the layer.
+        scale: `alpha / rank` of each slot, `[K, 1, 1]`.
+        anchor: A scalar that requires a gradient, so that autograd visits the layer even where its
+            input needs none; its own gradient is never formed.
+    """
+
+    factors: tuple[LayerFactors, ...]
+    scale: Tensor
+    anchor: Tensor
+
+
+class SlotLinear(nn.Module):
+    """A frozen linear with adapters; until something is bound to it, it is the bare base."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.bound: Binding | None = None
+        self.dropout: Sequence[torch.Generator] | None = None
+        self.rates: Sequence[float] = ()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[K * B, ..., I]` to `[K * B, ..., O]`."""
+        if self.bound is None:
+            return functional.linear(x, self.weight, self.bias)
+        rows = x.reshape(self.bound.scale.shape[0], -1, self.in_features)
+        y = _LowRankLinear.apply(rows, self._drop(rows), self.weight, self.bias, self.bound.anchor, self.bound)
+        return y.view(*x.shape[:-1], self.out_features)  # type: ignore[no-any-return]
+
+    def _drop(self, rows: Tensor) -> Tensor | None:
+        """LoRA's input dropout with each slot's own random stream, or None where no slot drops."""
+        if self.dropout is None:
+            return None
+        masks = torch.ones_like(rows)
+        for mask, generator, rate in zip(masks, self.dropout, self.rates, strict=True):
+            if rate > 0:
+                mask.bernoulli_(1 - rate, generator=generator).div_(1 - rate)
+        return rows * masks
+
+
+class _LowRankLinear(torch.autograd.Function):
+    """Rows `[K, M, I]` to `[K, M, O]`; see the module's equation."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        dropped: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        anchor: Tensor,
+        bound: Binding,
+    ) -> Tensor:
+        y = functional.linear(x, weight, bias)
+        source = x if dropped is None else dropped
+        inners = []
+        for site in bound.factors:
+            inner = torch.bmm(source, site.a.transpose(1, 2)).mul_(bound.scale)
+            for (low, high), part, b in zip(site.rows, inner.chunk(len(site.b), dim=2), site.b, strict=True):
+                y[:, :, low:high].baddbmm_(part, b)
+            inners.append(inner)
+        ctx.save_for_backward(source, weight, *inners)
+        ctx.bound, ctx.has_dropout = bound, dropped is not None
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (dy,) = grads
+        source, weight, *inners = ctx.saved_tensors
+        wants_x, wants_dropped = ctx.needs_input_grad[:2]
+        dx = torch.matmul(dy, weight) if wants_x else None
+        ddropped = torch.zeros_like(source) if ctx.has_dropout and wants_dropped else None
+        into = ddropped if ctx.has_dropout else dx
+        for site, inner in zip(ctx.bound.factors, inners, strict=True):
+            d_inner = _backward_up(site, inner, dy).mul_(ctx.bound.scale)
+            if into is not None:
+                into.baddbmm_(d_inner, site.a)
+            if site.grad_a is not None:
+                site.grad_a.baddbmm_(d_inner.transpose(1, 2), source)
+        return dx, ddropped, None, None, None, None
+
+
+def _backward_up(site: LayerFactors, inner: Tensor, dy: Tensor) -> Tensor:
+    """Adds to B's gradients; returns the gradient of the inner activations, `[K, M, T * R]`."""
+    d_inner = torch.empty_like(inner)
+    count = len(site.b)
+    parts = zip(site.rows, site.b, site.grad_b, inner.chunk(count, 2), d_inner.chunk(count, 2), strict=True)
+    for (low, high), b, grad_b, part, d_part in parts:
+        dy_rows = dy[:, :, low:high]
+        torch.bmm(dy_rows, b.transpose(1, 2), out=d_part)
+        if grad_b is not None:
+            grad_b.baddbmm_(part.transpose(1, 2), dy_rows)
+    return d_inner

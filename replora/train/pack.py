@@ -1,0 +1,353 @@
+"""K trials on one frozen base in one process; a single run is a pack of one.
+
+Every slot has its own parameters, learning rate, schedule, weight decay, clipping, seed, data order,
+step counter, length and checkpoint. Occupied slots are the first rows of a few `[K, P]` matrices, so
+ending a slot moves one row and admitting one writes one; its neighbours do not notice. A trial in a
+pack equals the same trial alone (tests/contracts): packing changes only speed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from replora.config import LowRankMethod, MethodConfig, OptimConfig, RunConfig
+from replora.errors import CheckpointError, ConfigError
+from replora.methods.adaptation import Adaptation, adapt
+from replora.methods.folder import SavedAdapter, save_adapter
+from replora.methods.layout import Layout, Shapes
+from replora.models.base import Backbone
+from replora.tasks.base import Batch, Task
+from replora.train.checkpoint import SlotState, newest_checkpoint, write_checkpoint
+from replora.train.events import Checkpointed, Event, Failed, Finished, Reported
+from replora.train.optim import adamw_step, clip_rows, learning_rate
+from replora.train.streams import example_indices, initial_generator, step_generator
+
+__all__ = ["Pack", "pack_key"]
+
+#: Fields of a method that may differ between the slots of one pack.
+_FREE_METHOD_FIELDS = ("rank", "alpha", "hidden", "dropout")
+#: Fields of the training that all slots of a pack share.
+_SHARED_TRAIN_FIELDS = ("batch", "micro_batch", "precision")
+
+
+def pack_key(config: RunConfig) -> str:
+    """What all slots of a pack have in common; runs with equal keys can train in one pack."""
+    method = config.method.model_dump(mode="json")
+    train = config.train.model_dump(mode="json")
+    shared = {
+        "backbone": config.backbone.model_dump(mode="json"),
+        "task": config.task.model_dump(mode="json"),
+        "method": {name: value for name, value in method.items() if name not in _FREE_METHOD_FIELDS},
+        "train": {name: train[name] for name in _SHARED_TRAIN_FIELDS},
+    }
+    return json.dumps(shared, sort_keys=True)
+
+
+@dataclass
+class _Slot:
+    """One occupied place: the trial's identity and counters (its numbers are a row of the matrices)."""
+
+    trial: str
+    config: RunConfig
+    folder: Path
+    shapes: Shapes
+    step: int = 0
+    loss_sum: float = 0.0
+    loss_count: int = 0
+    since: float = field(default_factory=time.perf_counter)
+
+
+class Pack:
+    """Trains up to `slots` runs of one `pack_key` on one frozen base.
+
+    Args:
+        config: Any run of this pack; fixes what `pack_key` covers.
+        backbone: The frozen base; several packs may share it.
+        task: The data and the loss.
+        slots: Largest number of trials at once, K.
+    """
+
+    def __init__(self, config: RunConfig, backbone: Backbone, task: Task, slots: int) -> None:
+        self.slots = slots
+        self._key = pack_key(config)
+        self._backbone, self._task = backbone, task
+        self._train_split = task.split("train")
+        self._adaptation: Adaptation = adapt(backbone, config.method)
+        self._device = next(backbone.model.parameters()).device
+        self._dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
+        self._occupied: list[_Slot] = []
+        self._layout = Layout({})
+        self._rows = self._new_rows(0)
+        self._leaves: dict[str, Tensor] = {}
+
+    @property
+    def free(self) -> int:
+        """Slots that can admit a trial now."""
+        return self.slots - len(self._occupied)
+
+    @property
+    def trials(self) -> tuple[str, ...]:
+        """Names of the trials in training."""
+        return tuple(slot.trial for slot in self._occupied)
+
+    def admit(self, trial: str, config: RunConfig, folder: Path) -> None:
+        """Starts a trial in a free slot, or goes on from the newest good checkpoint in its folder.
+
+        Args:
+            trial: Fingerprint of the run.
+            config: The run; its `pack_key` must be this pack's.
+            folder: The trial's own folder, for checkpoints and the adapter.
+
+        Raises:
+            ConfigError: If the run does not belong in this pack or no slot is free.
+            CheckpointError: If the folder holds another run's checkpoints.
+        """
+        if pack_key(config) != self._key:
+            raise ConfigError(f"trial {trial}: differs from this pack in more than a slot may differ")
+        if self.free < 1:
+            raise ConfigError(f"trial {trial}: all {self.slots} slots of the pack are taken")
+        slot = _Slot(trial, config, folder, self._own_shapes(config.method))
+        state = newest_checkpoint(folder / "checkpoints", trial)
+        if state is None:
+            tensors = {f"value/{name}": tensor for name, tensor in self._initial(config).items()}
+        else:
+            tensors = state.tensors
+            slot.step, slot.loss_sum, slot.loss_count = state.step, state.loss_sum, state.loss_count
+            _check_shapes(tensors, slot.shapes, folder)
+        self._resize([*self._occupied, slot])
+        row = len(self._occupied)
+        for part in ("value", "first", "second"):
+            own = {n.split("/", 1)[1]: t for n, t in tensors.items() if n.startswith(f"{part}/")}
+            self._layout.write(self._rows[part][row], own)
+        self._occupied.append(slot)
+        self._make_leaves()
+
+    def withdraw(self, trial: str) -> None:
+        """Stops a trial without a result; its slot is free at once and its checkpoints stay."""
+        self._remove(self._find(trial))
+
+    def checkpoint(self, trial: str) -> Checkpointed:
+        """Writes the trial's state now, whatever its `checkpoint_every`."""
+        return self._write_checkpoint(self._find(trial))
+
+    def step(self) -> list[Event]:
+        """One optimizer step of every occupied slot; reports, checkpoints and endings that follow from it."""
+        if not self._occupied:
+            return []
+        losses = self._backward()
+        self._adaptation.settle()
+        self._collect_gradients()
+        self._update()
+        events: list[Event] = []
+        failed: list[_Slot] = []
+        for slot, loss in zip(self._occupied, losses, strict=True):
+            slot.step += 1
+            slot.loss_sum += loss
+            slot.loss_count += 1
+            if not math.isfinite(loss):
+                failed.append(slot)
+                events.append(Failed(slot.trial, slot.step, "diverged", f"training loss became {loss}"))
+        for slot in failed:
+            self._remove(slot)
+        return events + self._report() + self._save_due()
+
+    def _backward(self) -> list[float]:
+        """Gradients of the mean loss of each slot's batch; returns the losses."""
+        train = self._occupied[0].config.train
+        micro = train.micro_batch or train.batch
+        passes = train.batch // micro
+        self._adaptation.prepare(self._leaves, [slot.config.method for slot in self._occupied])
+        generators = [step_generator(slot.config.seed, slot.step, self._device) for slot in self._occupied]
+        self._adaptation.drop_with(generators)
+        total = torch.zeros(len(self._occupied), dtype=torch.float64, device=self._device)
+        for index in range(passes):
+            batch = self._training_batch(index * micro, micro, generators)
+            loss = self._task.loss(self._forward(batch, self._leaves), batch) / passes
+            loss.sum().backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        return total.tolist()  # type: ignore[no-any-return]
+
+    def _training_batch(
+        self, offset: int, count: int, generators: Sequence[torch.Generator]
+    ) -> dict[str, Tensor]:
+        """Each slot's own next examples, `[K, B, ...]`."""
+        parts = []
+        for slot, generator in zip(self._occupied, generators, strict=True):
+            start = slot.step * slot.config.train.batch + offset
+            indices = example_indices(slot.config.seed, len(self._train_split), start, count)
+            parts.append(self._train_split.take(indices, generator))
+        return {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+
+    def _forward(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Tensor:
+        """Head outputs `[K, B, C]`."""
+        features = self._adaptation.features(batch).to(self._dtype)
+        return torch.baddbmm(
+            parameters["head.bias"].unsqueeze(1), features, parameters["head.weight"].transpose(1, 2)
+        )
+
+    def _collect_gradients(self) -> None:
+        """Moves the leaves' gradients into the gradient matrix."""
+        for name, view in self._layout.views(self._rows["grad"][: len(self._occupied)]).items():
+            leaf = self._leaves[name]
+            assert leaf.grad is not None, f"{name} got no gradient"
+            view.copy_(leaf.grad)
+            leaf.grad = None
+
+    def _update(self) -> None:
+        count = len(self._occupied)
+        rows = {part: matrix[:count] for part, matrix in self._rows.items()}
+        optims = [slot.config.optim for slot in self._occupied]
+        clip_rows(rows["grad"], [optim.clip_norm for optim in optims])
+        counts = [slot.step + 1 for slot in self._occupied]
+        adamw_step(
+            rows["value"], rows["grad"], (rows["first"], rows["second"]), optims, counts, self._rates()
+        )
+
+    def _rates(self) -> list[float]:
+        return [
+            learning_rate(slot.config.optim, slot.step, slot.config.train.steps) for slot in self._occupied
+        ]
+
+    def _report(self) -> list[Event]:
+        """Evaluates the slots whose turn it is, together; ends those that are done or not finite."""
+        due = [slot for slot in self._occupied if _is_due(slot.step, slot.config.train.eval_every, slot)]
+        if not due:
+            return []
+        events: list[Event] = []
+        for slot, scores in zip(due, self._evaluate(due, "val"), strict=True):
+            metrics = self._metrics(slot, scores)
+            bad = [name for name, value in metrics.items() if not math.isfinite(value)]
+            if bad:
+                reason = f"{', '.join(bad)} not finite at the evaluation"
+                events.append(Failed(slot.trial, slot.step, "diverged", reason))
+                self._remove(slot)
+                continue
+            events.append(Reported(slot.trial, slot.step, metrics))
+            if slot.step >= slot.config.train.steps:
+                self._save_adapter(slot)
+                events.append(Finished(slot.trial, slot.step, metrics, str(slot.folder / "adapter")))
+                self._remove(slot)
+        return events
+
+    def _metrics(self, slot: _Slot, scores: Mapping[str, float]) -> dict[str, float]:
+        now = time.perf_counter()
+        metrics = {"val_loss" if name == "loss" else name: value for name, value in scores.items()}
+        metrics["train_loss"] = slot.loss_sum / slot.loss_count
+        metrics["lr"] = learning_rate(slot.config.optim, slot.step - 1, slot.config.train.steps)
+        metrics["seconds"] = now - slot.since
+        slot.loss_sum, slot.loss_count = 0.0, 0
+        return metrics
+
+    def _evaluate(self, slots: Sequence[_Slot], split: str) -> list[dict[str, float]]:
+        """Metrics of some slots on a whole split, in one packed pass."""
+        index = torch.tensor([self._occupied.index(slot) for slot in slots], device=self._device)
+        parameters = self._layout.views(self._rows["value"].index_select(0, index))
+        with torch.no_grad():
+            self._adaptation.prepare(parameters, [slot.config.method for slot in slots])
+            self._adaptation.drop_with(None)
+            return self._task.evaluate(
+                lambda batch: self._forward(batch, parameters), len(slots), split  # type: ignore[arg-type]
+            )
+
+    def _save_due(self) -> list[Event]:
+        return [
+            self._write_checkpoint(slot)
+            for slot in self._occupied
+            if slot.step % slot.config.train.checkpoint_every == 0
+        ]
+
+    def _write_checkpoint(self, slot: _Slot) -> Checkpointed:
+        row = self._occupied.index(slot)
+        tensors = {
+            f"{part}/{name}": tensor
+            for part in ("value", "first", "second")
+            for name, tensor in self._layout.read(self._rows[part][row], slot.shapes).items()
+        }
+        state = SlotState(slot.trial, slot.step, slot.loss_sum, slot.loss_count, tensors)
+        path = write_checkpoint(slot.folder / "checkpoints", state)
+        return Checkpointed(slot.trial, slot.step, str(path))
+
+    def _save_adapter(self, slot: _Slot) -> None:
+        row = self._rows["value"][self._occupied.index(slot)]
+        tensors = self._layout.read(row, slot.shapes)
+        width = self._task.head_width
+        save_adapter(
+            slot.folder / "adapter", SavedAdapter(slot.config, self._backbone.fingerprint, width, tensors)
+        )
+
+    def _own_shapes(self, method: MethodConfig) -> Shapes:
+        width, outputs = self._backbone.width, self._task.head_width
+        return {
+            **self._adaptation.shapes(method),
+            "head.weight": (outputs, width),
+            "head.bias": (outputs,),
+        }
+
+    def _initial(self, config: RunConfig) -> dict[str, Tensor]:
+        """A run's start: a function of its seed alone. The head starts normal with deviation 0.01."""
+        generator = initial_generator(config.seed)
+        tensors = self._adaptation.initial(config.method, generator)
+        width, outputs = self._backbone.width, self._task.head_width
+        head = torch.zeros(outputs, width, dtype=torch.float64).normal_(0.0, 0.01, generator=generator)
+        return {**tensors, "head.weight": head, "head.bias": torch.zeros(outputs, dtype=torch.float64)}
+
+    def _find(self, trial: str) -> _Slot:
+        for slot in self._occupied:
+            if slot.trial == trial:
+                return slot
+        raise ConfigError(f"trial {trial} is not in this pack; it holds {', '.join(self.trials) or 'none'}")
+
+    def _remove(self, slot: _Slot) -> None:
+        """Frees the slot: the last row moves into its place."""
+        row, last = self._occupied.index(slot), len(self._occupied) - 1
+        for matrix in self._rows.values():
+            matrix[row].copy_(matrix[last])
+        self._occupied[row] = self._occupied[last]
+        self._occupied.pop()
+        self._resize(self._occupied)
+        self._make_leaves()
+
+    def _resize(self, slots: Sequence[_Slot]) -> None:
+        """Fits the padding to the slots that are there; rows of occupied slots are carried over."""
+        layout = Layout.covering([slot.shapes for slot in slots])
+        if layout == self._layout or not slots:
+            return
+        before, self._layout = self._layout, layout
+        old_rows, self._rows = self._rows, self._new_rows(layout.width)
+        for part in ("value", "first", "second"):
+            for index, slot in enumerate(self._occupied):
+                layout.write(self._rows[part][index], before.read(old_rows[part][index], slot.shapes))
+
+    def _new_rows(self, width: int) -> dict[str, Tensor]:
+        return {
+            part: torch.zeros(self.slots, width, dtype=self._dtype, device=self._device)
+            for part in ("value", "first", "second", "grad")
+        }
+
+    def _make_leaves(self) -> None:
+        """Leaves `[K, *shape]` over the occupied rows."""
+        rows = self._rows["value"][: len(self._occupied)]
+        self._leaves = {
+            name: view.detach().requires_grad_() for name, view in self._layout.views(rows).items()
+        }
+
+
+def _is_due(step: int, every: int, slot: _Slot) -> bool:
+    return step % every == 0 or step >= slot.config.train.steps
+
+
+def _check_shapes(tensors: Mapping[str, Tensor], shapes: Shapes, folder: Path) -> None:
+    for name, shape in shapes.items():
+        for part in ("value", "first", "second"):
+            found = tensors.get(f"{part}/{name}")
+            if found is None or tuple(found.shape) != shape:
+                got = "nothing" if found is None else list(found.shape)
+                raise CheckpointError(f"{folder}: checkpoint has {got} for {part}/{name}, not {list(shape)}")
