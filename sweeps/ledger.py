@@ -97,6 +97,7 @@ class SweepView:
         closed: State at the end (`done` or `failed`), or None while something is left to do.
         size: Lines seen.
         started: Time of the first line, in unix seconds.
+        updated: Time of the last line.
         data: Hash of the data that the trials read; empty until a host has told it.
         skipped: Proposals that became no trial, being invalid or known already.
     """
@@ -112,12 +113,14 @@ class SweepView:
     config: dict[str, Any] = field(default_factory=dict)
     size: int = 0
     started: float = 0.0
+    updated: float = 0.0
     data: str = ""
     skipped: int = 0
 
     def apply(self, line: Line) -> None:
         """Takes in the next line of the ledger."""
         self.size += 1
+        self.updated = line["time"]
         event = line["event"]
         if event == "sweep":
             self.fingerprint, self.name, self.git = line["sweep"], line["name"], line["git"]
