@@ -1,0 +1,441 @@
+"""Follows a sweep's ledger into MLflow. The only file that imports mlflow.
+
+Nothing in training waits for it: a thread of the driver reads what the ledger gained, sends it in
+batches, and notes in `<sweep>/mlflow.json` how far it came. An outage is retried until it is over; a
+point that is sent twice counts once, because MLflow's key of a point holds its step, time and value.
+
+What MLflow does by default and this file prevents (each has a test): processes that create one schema
+at the same time break each other, and leave the file unusable; the SQLite path depends on the working
+folder; usage statistics are sent out; a call to a lost server blocks for minutes; log lines and run
+links go to the terminal.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from replora.errors import LedgerError, TrackingError
+from sweeps.delivery import Delivery, LostError, RefusedError, count_points
+from sweeps.ledger import read_ledger
+from sweeps.spool import Change, Point
+from sweeps.tracking import DEFAULT_EXPERIMENT, Delivered, artifact_root, hold, resolve_uri, sqlite_file
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+__all__ = ["MlflowRecorder", "SyncResult", "check_reachable", "sync"]
+
+_log = logging.getLogger(__name__)
+
+LOCK_NAME = ".mlflow.lock"
+POLL_S = 0.5
+LONGEST_PAUSE_S = 30.0
+# MLflow's own limits for one call of log_batch.
+BATCH_POINTS, BATCH_PARAMS = 1000, 100
+PAGE_RUNS = 1000
+MLFLOW_PARENT = "mlflow.parentRunId"
+# A user's own settings win. Retries are left to us: MLflow's would block one call for minutes.
+SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+
+
+@dataclass(frozen=True)
+class SyncResult:
+    """What `sync` brought to MLflow.
+
+    Attributes:
+        uri: Where to.
+        run: MLflow's id of the sweep's run.
+        trials: Runs below it.
+        points: Metric values of the ledger that are in MLflow now.
+        refused: What MLflow did not take, in words; empty when all went well.
+    """
+
+    uri: str
+    run: str
+    trials: int
+    points: int
+    refused: tuple[str, ...] = ()
+
+
+class MlflowRecorder:
+    """Follows the ledger of one sweep in the background, from `start` until `close`.
+
+    Args:
+        folder: The sweep's folder; its ledger may still be missing.
+        uri: Tracking URI; null means SQLite in the folder.
+        experiment: Name of the experiment, by default "replora".
+
+    Raises:
+        TrackingError: If the URI is wrong.
+    """
+
+    def __init__(self, folder: Path, uri: str | None = None, experiment: str | None = None) -> None:
+        self.folder = folder
+        self.uri = resolve_uri(folder, uri)
+        self._experiment = experiment or DEFAULT_EXPERIMENT
+        self._delivery: Delivery | None = None
+        self._thread: threading.Thread | None = None
+        self._closing = threading.Event()
+        self._deadline = float("inf")
+
+    def start(self) -> None:
+        """Begins to follow; returns at once.
+
+        Raises:
+            TrackingError: If another process records this folder.
+        """
+        held = ExitStack()
+        held.enter_context(hold(self.folder / LOCK_NAME, wait=False))
+        state = Delivered.load(self.folder)
+        if state is None or (state.uri, state.experiment) != (self.uri, self._experiment):
+            state = Delivered(self.uri, self._experiment)
+        state.save(self.folder)
+        self._delivery = Delivery(self.folder, state, lambda state: _MlflowSession(self.folder, state))
+        self._thread = threading.Thread(
+            target=self._follow, args=(self._delivery, held), name="mlflow-recorder", daemon=True
+        )
+        self._thread.start()
+
+    def close(self, timeout_s: float) -> int:
+        """Metric values that MLflow lacks when all is delivered or the time is over, whichever is first.
+
+        Runs of trials that have not ended are marked KILLED; they run again when the sweep is resumed.
+        """
+        if self._thread is None or self._delivery is None:
+            return 0
+        self._deadline = time.monotonic() + timeout_s
+        self._closing.set()
+        self._thread.join(timeout_s)
+        self._thread = None
+        missing = self._delivery.refused_points
+        if not self._delivery.done:
+            missing += count_points(self.folder, self._delivery.state.offset)
+            _log.warning(
+                "MLflow (%s) lacks %d metric values and the end of this sweep. "
+                "When it is back, deliver them: replora sync %s",
+                self.uri, missing, self.folder,
+            )  # fmt: skip
+        return missing
+
+    def _follow(self, delivery: Delivery, held: ExitStack) -> None:
+        with held:
+            failures = 0
+            while not delivery.done and time.monotonic() < self._deadline:
+                try:
+                    pause = self._advance(delivery)
+                    failures = 0
+                except LedgerError:
+                    _log.exception("recording into MLflow ends here")
+                    return
+                except Exception as error:  # noqa: BLE001 - training goes on; the ledger keeps every point
+                    failures += 1
+                    pause = self._failed(error, failures)
+                self._pause(pause)
+
+    def _advance(self, delivery: Delivery) -> float:
+        """Seconds to wait after one step forward."""
+        known = len(delivery.refused)
+        closing = self._closing.is_set()
+        moved = delivery.advance()
+        if not moved and closing:
+            delivery.finish()
+        if refused := delivery.refused[known:]:
+            _log.warning("MLflow (%s) will not have %s%s", self.uri, refused[0], _and_more(refused))
+        return 0.0 if moved else POLL_S
+
+    def _failed(self, error: Exception, failures: int) -> float:
+        """Seconds to wait before the next try; only the first failure of a row is told."""
+        if failures == 1:
+            _log.warning(
+                "MLflow (%s) does not take records: %s. Training goes on, and so do the tries to record",
+                self.uri, _first_line(error),
+            )  # fmt: skip
+        return min(LONGEST_PAUSE_S, POLL_S * 2.0**failures)
+
+    def _pause(self, seconds: float) -> None:
+        if self._closing.is_set():
+            time.sleep(min(seconds, POLL_S, max(0.0, self._deadline - time.monotonic())))
+        else:
+            self._closing.wait(seconds)
+
+
+def sync(folder: Path, uri: str | None = None) -> SyncResult:
+    """Brings the whole ledger of a sweep into MLflow, each point exactly once.
+
+    Args:
+        folder: The sweep's folder.
+        uri: Where to; null means where the sweep was recorded before, else SQLite in the folder.
+
+    Raises:
+        TrackingError: If the server cannot be used, or the sweep is being recorded right now.
+        LedgerError: If the folder has no ledger, or a damaged one.
+    """
+    read_ledger(folder)
+    last = Delivered.load(folder)
+    target = resolve_uri(folder, uri if uri is not None or last is None else last.uri)
+    state = Delivered(target, last.experiment if last else DEFAULT_EXPERIMENT)
+    with hold(folder / LOCK_NAME, wait=False):
+        check_reachable(target, experiment=state.experiment)
+        delivery = Delivery(folder, state, lambda state: _MlflowSession(folder, state))
+        try:
+            while delivery.advance():
+                pass
+            delivery.finish()
+        except LedgerError:
+            raise
+        except Exception as error:
+            raise TrackingError(
+                f"MLflow ({target}) does not take records: {_first_line(error)}.\n"
+                f"  Nothing is lost. When it is back, give the command again: replora sync {folder}"
+            ) from error
+    points = count_points(folder) - delivery.refused_points
+    return SyncResult(target, state.run, len(state.trials), points, tuple(delivery.refused))
+
+
+def check_reachable(uri: str, timeout_s: float = 5.0, experiment: str | None = None) -> None:
+    """Asks the server one thing, so that a wrong URI ends a sweep before it starts.
+
+    An SQLite file that does not exist yet needs only a folder to write to, and no import of MLflow.
+
+    Args:
+        uri: As `MlflowRecorder.uri` has it.
+        timeout_s: Longest wait for an answer; the import of MLflow comes on top.
+        experiment: Must not be a deleted one; by default "replora".
+
+    Raises:
+        TrackingError: If nobody answers in time, or the answer is a refusal.
+    """
+    file = sqlite_file(uri)
+    if file is not None and not file.exists():
+        _check_writable(file)
+        return
+    _set_up()
+    answers: list[Exception | None] = []
+
+    def ask() -> None:
+        try:
+            _find_experiment(_client(uri), experiment or DEFAULT_EXPERIMENT)
+            answers.append(None)
+        except Exception as error:  # noqa: BLE001 - raised below, in the caller's thread
+            answers.append(error)
+
+    thread = threading.Thread(target=ask, name="mlflow-check", daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    answer = answers[0] if answers else TimeoutError(f"no answer within {timeout_s:g} s")
+    if answer is not None:
+        raise TrackingError(
+            f"MLflow at {uri} cannot be used: {_first_line(answer)}.\n"
+            "  Start it, or correct tracking.uri or the MLFLOW_TRACKING_* variables, "
+            "or leave tracking.uri out to record into SQLite in the sweep's folder."
+        ) from answer
+
+
+def _check_writable(file: Path) -> None:
+    folder = next(parent for parent in file.parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise TrackingError(
+            f"{file} cannot be created: {folder} is not a folder that you can write to.\n"
+            "  Give another tracking.uri, or leave it out to record into SQLite in the sweep's folder."
+        )
+
+
+class _MlflowSession:
+    """delivery.Session over MlflowClient, which keeps no state of its own between threads or runs."""
+
+    def __init__(self, folder: Path, state: Delivered) -> None:
+        self._folder, self._state = folder, state
+        self._client = _client(state.uri)
+        self._experiment = self._open_experiment()
+        self._status: dict[str, str] = {}
+        self._look_up()
+
+    def log(self, change: Change) -> None:
+        created = self._create(change)
+        params = list(change.params.items())
+        with _refusals():
+            self._log_batch(change, params[:BATCH_PARAMS], {} if created else change.tags, [])
+            for start in range(BATCH_PARAMS, len(params), BATCH_PARAMS):
+                self._log_batch(change, params[start : start + BATCH_PARAMS], {}, [])
+            for start in range(0, len(change.points), BATCH_POINTS):
+                self._log_batch(change, [], {}, change.points[start : start + BATCH_POINTS])
+
+    def keep(self, change: Change) -> None:
+        run = self._run(change)
+        if change.config is not None:
+            text = yaml.safe_dump(change.config, sort_keys=False)
+            self._keep(lambda: self._client.log_text(run, text, "config.yaml"))
+        if change.adapter:
+            path = self._folder / change.adapter
+            if not path.is_dir():
+                raise RefusedError(f"the adapter's folder {path} is missing")
+            self._keep(lambda: self._client.log_artifacts(run, str(path), "adapter"))
+
+    def keep_file(self, path: Path) -> None:
+        self._keep(lambda: self._client.log_artifact(self._state.run, str(path)))
+
+    def end(self, change: Change) -> None:
+        run = self._run(change)
+        if change.status is None or self._status[run] == change.status:
+            return
+        if change.status == "RUNNING":
+            self._client.update_run(run, status="RUNNING")
+        else:
+            self._client.set_terminated(run, change.status, change.end_ms)
+        self._status[run] = change.status
+
+    def _run(self, change: Change) -> str:
+        state = self._state
+        run = state.run if change.trial is None else state.trials.get(change.trial, "")
+        if run not in self._status:
+            raise LostError
+        return run
+
+    def _create(self, change: Change) -> bool:
+        """Makes the change's run unless the server has it; True if it was made."""
+        state = self._state
+        known = state.run if change.trial is None else state.trials.get(change.trial)
+        if not change.title or known in self._status:
+            return False
+        tags = change.tags | ({} if change.trial is None else {MLFLOW_PARENT: state.run})
+        run = self._client.create_run(
+            self._experiment, start_time=change.start_ms, tags=tags, run_name=change.title
+        ).info
+        self._status[run.run_id] = run.status
+        if change.trial is None:
+            state.run = run.run_id
+        else:
+            state.trials[change.trial] = run.run_id
+        return True
+
+    def _log_batch(
+        self, change: Change, params: list[tuple[str, str]], tags: dict[str, str], points: list[Point]
+    ) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        if params or tags or points:
+            self._client.log_batch(
+                self._run(change),
+                metrics=[Metric(point.name, point.value, point.time_ms, point.step) for point in points],
+                params=[Param(key, value) for key, value in params],
+                tags=[RunTag(key, value) for key, value in tags.items()],
+            )
+
+    def _keep(self, store: Callable[[], None]) -> None:
+        """Stores artifacts; a store that fails while the server is well must not hold up the points."""
+        try:
+            store()
+        except Exception as error:
+            self._client.get_experiment(self._experiment)  # raises when the server is away: try again later
+            raise RefusedError(_first_line(error)) from error
+
+    def _look_up(self) -> None:
+        """Finds the runs that the server has of this ledger, whoever created them."""
+        state = self._state
+        found = self._search(f"tags.ledger = '{state.ledger}'")
+        state.run = found[0].info.run_id if found else ""
+        children = self._search(f"tags.`{MLFLOW_PARENT}` = '{state.run}'") if found else []
+        state.trials = {run.data.tags["fingerprint"]: run.info.run_id for run in children}
+        self._status = {run.info.run_id: run.info.status for run in found + children}
+
+    def _search(self, text: str) -> list[Run]:
+        runs: list[Run] = []
+        token = None
+        while True:
+            page = self._client.search_runs([self._experiment], text, max_results=PAGE_RUNS, page_token=token)
+            runs += page
+            token = page.token
+            if not token:
+                return runs
+
+    def _open_experiment(self) -> str:
+        """The id of the experiment, created where needed, by one process at a time."""
+        from mlflow.exceptions import MlflowException
+
+        name = self._state.experiment
+        found = _find_experiment(self._client, name)
+        if found is not None:
+            return found
+        try:
+            return self._client.create_experiment(name, artifact_root(self._folder, self._state.uri))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            return _find_experiment(self._client, name) or ""
+
+
+def _set_up() -> None:
+    """Imports MLflow with this project's settings; the import reads some of them."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    importlib.import_module("mlflow")
+
+
+def _client(uri: str) -> MlflowClient:
+    """A client; the first one of a new SQLite file creates its schema, while other processes wait."""
+    _set_up()
+    from mlflow import MlflowClient
+
+    file = sqlite_file(uri)
+    if file is None:
+        return MlflowClient(tracking_uri=uri)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with hold(file.with_name(f"{file.name}.lock"), wait=True):
+        return MlflowClient(tracking_uri=uri)
+
+
+def _find_experiment(client: MlflowClient, name: str) -> str | None:
+    """The id of an experiment, None where there is none of this name.
+
+    Raises:
+        TrackingError: If it was deleted, for MLflow keeps the names of deleted experiments taken.
+    """
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        return None
+    if found.lifecycle_stage == "deleted":
+        raise TrackingError(f"its experiment {name!r} is deleted; restore it or set tracking.experiment")
+    return str(found.experiment_id)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Tells what can never succeed, and lost runs, from what only needs another try."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            raise LostError from error
+        if error.error_code in ("INVALID_PARAMETER_VALUE", "INVALID_STATE"):
+            raise RefusedError(_first_line(error)) from error
+        raise
+
+
+def _and_more(items: list[str]) -> str:
+    return f" (and {len(items) - 1} more)" if len(items) > 1 else ""
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]
