@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,40 +15,36 @@ from replora.train.events import Event, Failed, FailureKind
 if TYPE_CHECKING:
     from replora.models.base import Backbone
     from replora.tasks.base import Task
+    from replora.train.pack import Pack
 
-__all__ = ["Assignment", "Host", "Slots"]
+__all__ = ["Assignment", "Host"]
 
 
 class Assignment(Protocol):
     """What a host needs to know of a trial; the director's `TrialTask` is one."""
 
     @property
-    def fingerprint(self) -> str: ...
-    @property
-    def config(self) -> RunConfig: ...
-    @property
-    def folder(self) -> Path: ...
-
-
-class Slots(Protocol):
-    """What a host needs of a pack (`replora.train.pack.Pack`)."""
+    def fingerprint(self) -> str:
+        """Name of the trial."""
+        ...
 
     @property
-    def trials(self) -> tuple[str, ...]: ...
-    def admit(self, trial: str, config: RunConfig, folder: Path) -> None: ...
-    def withdraw(self, trial: str) -> None: ...
-    def step(self) -> list[Event]: ...
+    def config(self) -> RunConfig:
+        """What to train."""
+        ...
 
-
-PackFactory = Callable[[RunConfig, "Backbone", "Task", int], Slots]
+    @property
+    def folder(self) -> Path:
+        """Where its checkpoints and its adapter go."""
+        ...
 
 
 @dataclass
 class _Group:
-    """One pack and the keys it was built from."""
+    """One pack, the base it stands on, and how far its trials are."""
 
     base: Hashable
-    pack: Slots
+    pack: Pack
     steps: dict[str, int] = field(default_factory=dict)
 
 
@@ -98,18 +94,23 @@ class Host:
         """Trials that are training."""
         return tuple(trial for group in self._groups.values() for trial in group.pack.trials)
 
-    def admit(self, task: Assignment) -> None:
+    def admit(self, task: Assignment) -> str | None:
         """Gives a trial a slot; it resumes from the newest good checkpoint in its folder.
 
-        A trial that cannot start (out of memory, bad data, no free slot) is reported by the next `step`.
+        Returns:
+            The hash of the data that it reads, or None when it could not start (out of memory, bad data,
+            no free slot); the next `step` then says why.
         """
         try:
             if self.free < 1:
                 raise PlanError(f"all {self._slots} slots of this host are taken by {', '.join(self.trials)}")
-            self._group_of(task.config).pack.admit(task.fingerprint, task.config, task.folder)
-        except Exception as error:
+            group = self._group_of(task.config)
+            group.pack.admit(task.fingerprint, task.config, task.folder)
+        except Exception as error:  # noqa: BLE001 - becomes a Failed event
             self._refused.append(_failed(task.fingerprint, 0, error))
             self._drop_idle_groups(keep=None)
+            return None
+        return self._bases[group.base][1].data_hash
 
     def withdraw(self, trial: str) -> None:
         """Stops a trial early; its slot is free at once. A trial that already ended is ignored."""
@@ -126,11 +127,17 @@ class Host:
                 events += self._step_group(key, group)
         return events
 
+    def checkpoint(self) -> list[Event]:
+        """Writes the state of every running trial now, for example before the process ends."""
+        return [
+            group.pack.checkpoint(trial) for group in self._groups.values() for trial in group.pack.trials
+        ]
+
     def _step_group(self, key: Hashable, group: _Group) -> list[Event]:
         running = group.pack.trials
         try:
             events = group.pack.step()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - becomes Failed events
             del self._groups[key]
             events = [_failed(trial, group.steps.get(trial, 0), error) for trial in running]
             _release_memory(self._device)

@@ -1,0 +1,51 @@
+"""The Ray backend: Ray Tune runs the trials of a sweep as slots of a few long-lived hosts.
+
+This package is the only place that imports ray, and it does so only when `run` is called.
+`docs/decisions/0002-tune-trials-are-slots.md` says why a Tune trial is a slot and not a process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sweeps.ray_backend.contract import Director
+
+__all__ = ["run"]
+
+
+def run(  # noqa: PLR0913 - the contract of both backends (docs/architecture.md)
+    director: Director,
+    *,
+    folder: Path,
+    hosts: int,
+    slots: int,
+    threads: int,
+    address: str | None = None,
+    on_idle: Callable[[], None] | None = None,
+) -> None:
+    """Runs a sweep to its end on Ray; returns when `director.done`.
+
+    Args:
+        director: Decides which trials run and which stop, and records everything.
+        folder: Of the sweep; on a cluster, one that every node sees.
+        hosts: Long-lived processes that hold a frozen base each; with GPUs, one for each or a share.
+        slots: Trials that train at once on one host.
+        threads: CPU threads of one host.
+        address: Of a running Ray cluster (`auto` finds the local one); null starts Ray on this machine
+            and stops it at the end.
+        on_idle: Called several times a second, for a live display.
+
+    Raises:
+        MachineError: If the installed Ray is not one that this backend was tested with, the cluster has
+            too few CPUs, or Ray itself cannot be started or reached.
+    """
+    from sweeps.ray_backend.contract import HostPlan
+    from sweeps.ray_backend.session import Session
+
+    with Session(hosts=hosts, address=address) as session:
+        from sweeps.ray_backend.drive import drive
+
+        drive(director, session, HostPlan(hosts, slots, threads, folder), on_idle)

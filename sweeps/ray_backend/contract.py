@@ -1,0 +1,104 @@
+"""What the Ray backend asks of a director and of a host; both are free of Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from replora.config import RunConfig
+from replora.train.events import Event
+
+__all__ = ["Director", "HostFactory", "HostPlan", "Task", "Trainer"]
+
+
+@dataclass(frozen=True)
+class HostPlan:
+    """The hosts of a sweep.
+
+    Attributes:
+        hosts: How many.
+        slots: Trials that train at once on one host.
+        threads: CPU threads of one host.
+        folder: Of the sweep; every host must see it.
+    """
+
+    hosts: int
+    slots: int
+    threads: int
+    folder: Path
+
+
+class Task(Protocol):
+    """One trial to run; `sweeps.director.TrialTask` is one."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Name of the trial."""
+        ...
+
+    @property
+    def config(self) -> RunConfig:
+        """What to train."""
+        ...
+
+    @property
+    def folder(self) -> Path:
+        """Where its checkpoints lie."""
+        ...
+
+    @property
+    def attempt(self) -> int:
+        """How often it was started, this time included."""
+        ...
+
+
+class Director(Protocol):
+    """Holds every decision and every record of a sweep; `sweeps.director.Director` is one."""
+
+    @property
+    def done(self) -> bool:
+        """Nothing runs and nothing is left to ask."""
+        ...
+
+    def ask(self) -> Task | None:
+        """The next trial to run, or None when there is nothing to start now."""
+        ...
+
+    def started(self, trial: str, host: str, data: str = "") -> None:
+        """Records that a trial got a slot on a host."""
+        ...
+
+    def handle_all(self, events: Sequence[Event], attempts: Mapping[str, int] | None = None) -> set[str]:
+        """Records events of these attempts; the trials that must stop."""
+        ...
+
+
+class Trainer(Protocol):
+    """What runs inside a host process; `sweeps.host.Host` is one."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether `step` has anything to do."""
+        ...
+
+    def admit(self, task: Task) -> str | None:
+        """Gives a trial a slot; the hash of its data, or None when it could not start."""
+        ...
+
+    def withdraw(self, trial: str) -> None:
+        """Stops a trial early."""
+        ...
+
+    def step(self) -> list[Event]:
+        """One optimizer step of every running trial."""
+        ...
+
+    def checkpoint(self) -> list[Event]:
+        """Writes the state of every running trial."""
+        ...
+
+
+#: Builds the trainer of one host from its slots, threads and device; runs in the host's process.
+HostFactory = Callable[[int, int, str], Trainer]

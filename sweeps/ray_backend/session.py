@@ -1,0 +1,146 @@
+"""Ray itself: which versions are accepted, how it starts on this machine, and how it ends."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+
+from replora.errors import MachineError
+
+# Ray reads these when it is imported or when its processes start, so they come before the import.
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # known: usage statistics are on by default
+os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")  # its kills end a sweep; hosts fail alone instead
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a host without GPU asks for "cpu" by name
+
+import ray
+from ray.exceptions import RayError
+
+__all__ = ["Session", "Share", "check_version"]
+
+#: Releases whose Tune controller this backend was tested with (it replaces the controller's actor manager).
+TESTED = ("2.60.",)
+#: Room that Ray's socket names need after its temporary folder, in characters (107 is the kernel's limit).
+_SOCKET_SUFFIX = 75
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one host takes of the cluster.
+
+    Attributes:
+        cpus: Ray CPUs.
+        gpus: Ray GPUs, a fraction where several hosts share one.
+        device: Where the host's packs live.
+    """
+
+    cpus: float
+    gpus: float
+    device: str
+
+
+def check_version() -> None:
+    """Refuses a Ray whose internals this backend was not tested with.
+
+    Raises:
+        MachineError: With the installed release and the tested ones.
+    """
+    try:
+        installed = version("ray")
+    except PackageNotFoundError:
+        raise MachineError("Ray is not installed. Install ray[tune], or set backend: in-process.") from None
+    if not installed.startswith(TESTED):
+        tested = ", ".join(f"{prefix}*" for prefix in TESTED)
+        raise MachineError(
+            f"Ray {installed} is installed, but the Ray backend was tested with {tested} only (it relies on "
+            f"parts of Tune's controller). Install one of those, or set backend: in-process."
+        )
+
+
+class Session:
+    """A connection to Ray: a private instance on this machine, or a running cluster.
+
+    Use as a context manager; on exit Ray is shut down only if the session started it.
+    """
+
+    def __init__(self, *, hosts: int, address: str | None = None) -> None:
+        self._hosts = hosts
+        self._address = address
+        self._scratch: Path | None = None
+        self._owns_ray = False
+
+    def __enter__(self) -> Session:
+        check_version()
+        self._scratch = _scratch_folder()
+        if not ray.is_initialized():
+            self._owns_ray = True
+            try:
+                self._start()
+            except (RayError, OSError, RuntimeError, ValueError) as error:
+                self.__exit__(None, None, None)
+                where = self._address or "this machine"
+                raise MachineError(f"Ray cannot be used on {where}: {error}") from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._owns_ray:
+            ray.shutdown()
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+
+    @property
+    def scratch(self) -> Path:
+        """A folder for Ray's and Tune's own files; removed at the end."""
+        assert self._scratch is not None
+        return self._scratch
+
+    def share(self, threads: int) -> Share:
+        """What each host gets, when it runs that many CPU threads.
+
+        Raises:
+            MachineError: If the cluster has too few CPUs for the hosts.
+        """
+        total = ray.cluster_resources()
+        cpus = threads if self._address else 1
+        if total.get("CPU", 0) < cpus * self._hosts:
+            raise MachineError(
+                f"{self._hosts} hosts of {cpus} CPUs need {cpus * self._hosts} CPUs, but the cluster has "
+                f"{total.get('CPU', 0):g}. Lower resources.hosts or resources.threads, or add machines."
+            )
+        gpus = min(1.0, total.get("GPU", 0) / self._hosts)
+        return Share(cpus, gpus, "cuda" if gpus else "cpu")
+
+    def _start(self) -> None:
+        if self._address:
+            ray.init(self._address, log_to_driver=False, logging_level=logging.ERROR)
+            return
+        # Ray guards its ports with a token, and would write one into the home folder unless it is given one.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        ray.init(
+            num_cpus=self._hosts,  # one Ray CPU for each host: exactly as many workers are started ahead
+            include_dashboard=False,
+            object_store_memory=80 * 2**20,  # nothing large travels through Ray (78 MiB is its minimum)
+            _node_ip_address="127.0.0.1",
+            _temp_dir=str(self.scratch / "ray"),
+            log_to_driver=False,  # progress belongs to the sweep's own table
+            logging_level=logging.ERROR,
+        )
+
+
+def _scratch_folder() -> Path:
+    """A new folder whose path is short enough for Ray's sockets."""
+    for parent in (tempfile.gettempdir(), "/tmp"):
+        if len(parent) + _SOCKET_SUFFIX < 107 and os.access(parent, os.W_OK):
+            return Path(tempfile.mkdtemp(prefix="replora-", dir=parent))
+    raise MachineError(
+        f"no temporary folder with a short path: {tempfile.gettempdir()} is too long for socket names and "
+        f"/tmp is not writable. Set TMPDIR to a short path."
+    )

@@ -1,0 +1,312 @@
+"""Tune's actor manager, with slots of long-lived hosts in the place of actors."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import ray
+from ray.air.execution._internal import TrackedActor
+from ray.exceptions import RayError
+
+from replora.errors import MachineError
+from replora.train.events import Checkpointed, Event, Failed, Finished, Reported
+from sweeps.ray_backend.contract import Director, Task
+from sweeps.ray_backend.hosts import RemoteHost
+from sweeps.ray_backend.loop import Admit, News, Started, Withdraw
+
+__all__ = ["STOP", "TASK", "SlotActorManager", "TrialFailedError"]
+
+#: Key of a Tune trial's configuration that holds its `Task`, and of a Tune result that says to stop.
+TASK = "task"
+STOP = "stop"
+
+
+class TrialFailedError(Exception):
+    """What Tune is told when a trial failed; the director already knows."""
+
+
+@dataclass
+class _Slot:
+    """One running Tune trial: where it runs, and Tune's callbacks of its outstanding `train` call."""
+
+    tracked: TrackedActor
+    task: Task
+    host: RemoteHost
+    step: int = 0
+    on_result: Callable[[TrackedActor, dict[str, Any]], None] | None = None
+    on_error: Callable[[TrackedActor, Exception], None] | None = None
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Trial and attempt."""
+        return self.task.fingerprint, self.task.attempt
+
+
+class SlotActorManager:
+    """What `ray.tune`'s controller asks of `RayActorManager`, answered with slots instead of processes.
+
+    `add_actor` takes a slot when one is free; its `train` call is answered by the trial's next report.
+    Nothing here decides: every batch of events goes to the director, which records it and names the trials
+    that must stop; then Tune is told, and stops them.
+    """
+
+    def __init__(self, hosts: Sequence[RemoteHost], director: Director) -> None:
+        self._hosts = list(hosts)
+        self._director = director
+        self._numbers = itertools.count()
+        self._pending: dict[TrackedActor, Task] = {}
+        self._live: dict[TrackedActor, _Slot] = {}
+        self._running: dict[tuple[str, int], _Slot] = {}
+        self._todo: deque[Callable[[], None]] = deque()
+        #: Tune reads the Ray actor of a trial here to fill in metrics; a slot has none.
+        self._live_actors_to_ray_actors_resources: Mapping[TrackedActor, tuple[None, None]] = _NoActors()
+
+    @property
+    def vacant(self) -> int:
+        """Slots that neither a running nor a waiting trial will take."""
+        return sum(host.slots for host in self._hosts) - self.num_total_actors
+
+    # -- what Tune's controller calls -----------------------------------------------------------------
+
+    @property
+    def num_live_actors(self) -> int:
+        """Trials that have a slot."""
+        return len(self._live)
+
+    @property
+    def num_pending_actors(self) -> int:
+        """Trials that wait for a slot."""
+        return len(self._pending)
+
+    @property
+    def num_total_actors(self) -> int:
+        """All trials that have a slot or wait for one."""
+        return len(self._live) + len(self._pending)
+
+    @property
+    def num_actor_tasks(self) -> int:
+        """Trials whose next report is awaited."""
+        return sum(slot.on_result is not None for slot in self._live.values())
+
+    def add_actor(
+        self,
+        cls: Any,
+        kwargs: Mapping[str, Any],
+        resource_request: Any,
+        *,
+        on_start: Callable[[TrackedActor], None],
+        on_stop: Callable[[TrackedActor], None],
+        on_error: Callable[[TrackedActor, Exception], None],
+    ) -> TrackedActor:
+        """Queues a trial for the next free slot; `on_start` is called from `next`."""
+        del cls, resource_request  # a slot needs no class and takes no resources of its own
+        tracked = TrackedActor(next(self._numbers), on_start=on_start, on_stop=on_stop, on_error=on_error)
+        self._pending[tracked] = kwargs["config"][TASK]
+        return tracked
+
+    def remove_actor(self, tracked_actor: TrackedActor, kill: bool = False, stop_future: Any = None) -> bool:
+        """Frees a trial's slot at once and stops it on its host; `on_stop` follows from `next`."""
+        del kill, stop_future  # the host withdraws between two steps; there is no process to end
+        self._pending.pop(tracked_actor, None)
+        slot = self._live.pop(tracked_actor, None)
+        if slot is None:
+            return False
+        if self._running.pop(slot.key, None):  # None once the host said that the trial ended
+            slot.host.command(Withdraw(slot.task.fingerprint))
+        if tracked_actor._on_stop is not None:
+            self._todo.append(partial(tracked_actor._on_stop, tracked_actor))
+        return True
+
+    def schedule_actor_task(
+        self,
+        tracked_actor: TrackedActor,
+        method_name: str,
+        args: tuple[Any, ...] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        on_result: Callable[[TrackedActor, Any], None] | None = None,
+        on_error: Callable[[TrackedActor, Exception], None] | None = None,
+        _return_future: bool = False,
+    ) -> None:
+        """`train` asks for the trial's next report; `stop` needs nothing, since `remove_actor` follows."""
+        del args, kwargs, _return_future
+        if method_name == "stop":
+            return
+        if method_name != "train":
+            raise NotImplementedError(f"a slot answers train and stop, but Tune asked for {method_name}")
+        slot = self._live[tracked_actor]
+        slot.on_result, slot.on_error = on_result, on_error
+
+    def clear_actor_task_futures(self, tracked_actor: TrackedActor) -> None:
+        """Forgets that a report was asked for."""
+        if slot := self._live.get(tracked_actor):
+            slot.on_result = slot.on_error = None
+
+    def is_actor_started(self, tracked_actor: TrackedActor) -> bool:
+        """Whether the trial has a slot."""
+        return tracked_actor in self._live
+
+    def is_actor_failed(self, tracked_actor: TrackedActor) -> bool:
+        """Never: a slot cannot fail, its trial can."""
+        del tracked_actor
+        return False
+
+    def get_live_actors_resources(self) -> dict[str, float]:
+        """Nothing: slots take no Ray resources, their hosts do."""
+        return {}
+
+    def next(self, timeout: float | None = None) -> bool:
+        """Starts waiting trials and delivers what happened; waits up to `timeout` when nothing did."""
+        progressed = self._start_pending()
+        progressed = self._deliver() or progressed
+        self._flush()
+        if not progressed:
+            self._receive(timeout)
+            progressed = self._deliver()
+            self._flush()
+        return progressed
+
+    def cleanup(self) -> None:
+        """Ends every host."""
+        self._pending.clear()
+        self._live.clear()
+        self._running.clear()
+        for host in self._hosts:
+            host.kill()
+
+    def interrupt(self, timeout_s: float) -> None:
+        """Checkpoints and stops every running trial, and records what hosts still have to tell.
+
+        Args:
+            timeout_s: Hosts that take longer are ended where they are; their trials go on from their
+                last checkpoints.
+        """
+        hosts = [host for host in self._hosts if host.alive]
+        stops = {host.ask_to_stop(timeout_s): host for host in hosts}
+        stopped, _ = ray.wait(list(stops), num_returns=len(stops), timeout=timeout_s) if stops else ([], [])
+        for stop in stopped:
+            with suppress(RayError):  # a host that died on the way out has nothing to tell
+                self._record(stops[stop], stops[stop].receive())
+
+    # -- slots ----------------------------------------------------------------------------------------
+
+    def _start_pending(self) -> bool:
+        started = False
+        while self._pending and (host := self._roomiest()) is not None:
+            tracked = next(iter(self._pending))
+            self._start(tracked, self._pending.pop(tracked), host)
+            started = True
+        return started
+
+    def _start(self, tracked: TrackedActor, task: Task, host: RemoteHost) -> None:
+        if not host.alive:
+            host.start()
+        slot = _Slot(tracked, task, host)
+        self._live[tracked] = self._running[slot.key] = slot
+        host.command(Admit(task))
+        if tracked._on_start is not None:
+            tracked._on_start(tracked)  # Tune marks the trial as running and asks for its first report
+
+    def _roomiest(self) -> RemoteHost | None:
+        """The host with the most free slots; a dead one (it must start anew) only when no other has any."""
+        taken = {host.name: 0 for host in self._hosts}
+        for slot in self._live.values():
+            taken[slot.host.name] += 1
+        free = [host for host in self._hosts if taken[host.name] < host.slots]
+        return max(free, key=lambda host: (host.alive, host.slots - taken[host.name]), default=None)
+
+    # -- events ---------------------------------------------------------------------------------------
+
+    def _receive(self, timeout: float | None) -> None:
+        hosts = {host.poll: host for host in self._hosts if host.poll is not None}
+        if not hosts:  # all died and nothing wants a slot right now
+            time.sleep(timeout or 0.0)
+            return
+        ready, _ = ray.wait(list(hosts), num_returns=1, timeout=timeout)
+        if ready:  # others may have become ready with it: take all at once
+            ready, _ = ray.wait(list(hosts), num_returns=len(hosts), timeout=0)
+        for poll in ready:
+            self._take(hosts[poll])
+
+    def _take(self, host: RemoteHost) -> None:
+        try:
+            news = host.receive()
+        except MachineError as error:  # the machine is not fit for the sweep: no trial could do better
+            raise MachineError(str(getattr(error, "cause", error))) from None
+        except RayError as error:
+            news = self._lose(host, error)
+        events, stops = self._record(host, news)
+        for slot, event in events:
+            self._todo.append(partial(self._tell, slot, event, event.trial in stops))
+
+    def _lose(self, host: RemoteHost, error: RayError) -> News:
+        """A host died: each of its trials is lost, and nothing else."""
+        host.kill()
+        lost = [slot for slot in self._running.values() if slot.host is host]
+        reason = f"{host.name} ended with {len(lost)} trials: {_first_line(error)}"
+        return [
+            (slot.task.attempt, Failed(slot.task.fingerprint, slot.step, "lost", reason)) for slot in lost
+        ]
+
+    def _record(self, host: RemoteHost, news: News) -> tuple[list[tuple[_Slot, Event]], set[str]]:
+        """One batch to the director, with one write to disk; its events by slot, and who must stop."""
+        events: list[tuple[_Slot, Event]] = []
+        for attempt, event in news:
+            slot = self._running.get((event.trial, attempt))
+            if slot is None:
+                continue  # stopped in the meantime
+            if isinstance(event, Started):
+                self._director.started(event.trial, host.name, event.data)
+                continue
+            events.append((slot, event))
+            if isinstance(event, Finished | Failed):
+                del self._running[event.trial, attempt]
+        attempts = {slot.task.fingerprint: slot.task.attempt for slot, _ in events}
+        return events, self._director.handle_all([event for _, event in events], attempts)
+
+    def _deliver(self) -> bool:
+        delivered = bool(self._todo)
+        while self._todo:
+            self._todo.popleft()()
+        return delivered
+
+    def _tell(self, slot: _Slot, event: Event, stop: bool) -> None:
+        """Tells Tune of one event, where Tune has a word for it."""
+        if slot.on_result is None or slot.on_error is None:
+            return  # stopped by an earlier event of the same batch
+        slot.step = max(slot.step, event.step)
+        match event:
+            case Failed():
+                slot.on_error(slot.tracked, TrialFailedError(f"{event.kind}: {event.reason}"))
+            case Reported() | Finished():
+                done = {"done": True} if isinstance(event, Finished) else {STOP: stop}
+                slot.on_result(slot.tracked, {**event.metrics, "training_iteration": event.step, **done})
+            case Checkpointed() if stop:
+                slot.on_result(slot.tracked, {"training_iteration": event.step, "done": True})
+
+    def _flush(self) -> None:
+        for host in self._hosts:
+            host.flush()
+
+
+class _NoActors(Mapping[TrackedActor, tuple[None, None]]):
+    """Every trial's Ray actor is None."""
+
+    def __getitem__(self, key: TrackedActor) -> tuple[None, None]:
+        return (None, None)
+
+    def __iter__(self) -> Any:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
