@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
+from replora.check import run_faults
 from replora.config import ReploraMethod, RunConfig
 from replora.document import Document, parse_override, read_document
 from replora.errors import ConfigError
@@ -19,7 +20,7 @@ from replora.schema import Annotation, element_of, is_path
 from replora.validate import validate
 from replora.verbs import nearest
 
-__all__ = ["RECIPES", "diff", "load", "load_run", "recipe_names", "run_from", "valid_keys"]
+__all__ = ["RECIPES", "diff", "find_run", "load", "load_run", "recipe_names", "run_from", "valid_keys"]
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -51,12 +52,14 @@ def load(
 def load_run(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     """A run from its YAML file, or from a file that holds it under `run:` (a sweep's `best.yaml`).
 
+    The method is checked against the backbone where its sizes are known without building it.
+
     Raises:
         ConfigError: With every fault of the file and the overrides.
     """
     document = _run_part(read_document(Path(path)), str(path))
     document = _expanded(RunConfig, document, (Path(path),))
-    config = _finish(RunConfig, document, overrides, str(path), None)
+    config = _finish(RunConfig, document, overrides, str(path), run_faults)
     method = config.method
     if isinstance(method, ReploraMethod) and method.hidden < method.rank:
         warnings.warn(
@@ -82,7 +85,9 @@ def run_from(base: RunConfig, point: Mapping[str, Scalar | Sequence[Scalar]]) ->
         plain = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
         _put(RunConfig, document, key, plain, Origin(f"point {key}={shown(value)}"))
     config, faults = validate(RunConfig, document.data)
-    if config is None:
+    if config is not None:
+        faults = run_faults(config)
+    if config is None or faults:
         raise config_error(faults, document.origins, "the point")
     return config
 
@@ -110,6 +115,22 @@ def diff(one: BaseModel, other: BaseModel) -> list[str]:
         for key in [*before, *(key for key in after if key not in before)]
         if _side(before, key) != _side(after, key)
     ]
+
+
+def find_run(name: str) -> Path:
+    """The file that a user means: a path, or the name of a recipe.
+
+    Raises:
+        ConfigError: If it is neither; the message lists the recipes.
+    """
+    names = recipe_names()
+    if name in names and not Path(name).exists():
+        return RECIPES / f"{name}.yaml"
+    if not Path(name).exists():
+        raise ConfigError(
+            f"{name} is neither a file nor a recipe.\n  {nearest(name, names)}Recipes: {', '.join(names)}."
+        )
+    return Path(name)
 
 
 def recipe_names() -> list[str]:

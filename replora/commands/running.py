@@ -1,0 +1,93 @@
+"""`replora train`, `eval` and `export`: one run from start to hand-over."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from replora.commands.showing import add_run_arguments, describe, describe_text, run_of
+from replora.errors import CheckpointError
+from replora.verbs import Answer, Verb
+
+__all__ = ["EVAL", "EXPORT", "TRAIN"]
+
+
+def _configure_train(parser: argparse.ArgumentParser) -> None:
+    add_run_arguments(parser)
+    parser.add_argument(
+        "--dir", type=Path, metavar="D", help="folder of the run (default: runs/train/<fingerprint>)"
+    )
+
+
+def _train(options: argparse.Namespace) -> Answer:
+    config = run_of(options)
+    facts = describe(config)
+    folder: Path = options.dir or Path("runs", "train", facts["fingerprint"])
+    if options.dry_run:
+        text = f"{describe_text(facts)}\nwould train            {config.train.steps} steps in {folder}"
+        return Answer({"run_dir": str(folder), "dry_run": True, **facts}, text)
+    from replora.train.loop import train
+
+    result = train(config, folder)
+    document = {
+        "run_dir": str(result.run_dir),
+        "metrics": dict(result.metrics),
+        "seconds": result.seconds,
+        "fingerprint": facts["fingerprint"],
+    }
+    return Answer(
+        document, f"{_metrics(result.metrics)}\nTrained in {result.seconds:.1f} s: {result.run_dir}"
+    )
+
+
+def _configure_eval(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="folder of a finished run")
+    parser.add_argument("--split", choices=("val", "test"), default="val", help="default: %(default)s")
+
+
+def _evaluate(options: argparse.Namespace) -> Answer:
+    _require_folder(options.run_dir)
+    from replora.train.evaluate import evaluate
+
+    metrics = evaluate(options.run_dir, options.split)
+    document = {"run_dir": str(options.run_dir), "split": options.split, "metrics": metrics}
+    return Answer(document, _metrics(metrics))
+
+
+def _configure_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="folder of a finished run")
+    parser.add_argument(
+        "--as",
+        dest="form",
+        choices=("peft-lora", "merged", "replora"),
+        required=True,
+        help="a LoRA folder for stock PEFT, the backbone with the update merged in, or our own format",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder")
+
+
+def _export(options: argparse.Namespace) -> Answer:
+    _require_folder(options.run_dir)
+    from replora.methods.exchange import export
+
+    export(options.run_dir, options.form, options.out)
+    document = {"run_dir": str(options.run_dir), "form": options.form, "out": str(options.out)}
+    return Answer(document, f"Exported as {options.form}: {options.out}")
+
+
+def _require_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{folder} is not a folder of a run. `replora train` prints the folder that it makes."
+        )
+
+
+def _metrics(metrics: dict[str, Any]) -> str:
+    width = max(map(len, metrics), default=0)
+    return "\n".join(f"{name.ljust(width)}  {value:.6g}" for name, value in metrics.items())
+
+
+TRAIN = Verb("train", "train one run", _configure_train, _train, spends=True)
+EVAL = Verb("eval", "evaluate a finished run on a split", _configure_eval, _evaluate)
+EXPORT = Verb("export", "write a finished run's adapter for other programs", _configure_export, _export)

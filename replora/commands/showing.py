@@ -1,0 +1,98 @@
+"""`replora show`: a run's resolved configuration, its name, its size."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import yaml
+
+from replora.config import RunConfig
+from replora.fingerprint import fingerprint, group_fingerprint
+from replora.load import find_run, load_run
+from replora.models.shapes import shapes_of
+from replora.parameters import trainable_parameters
+from replora.verbs import Answer, Verb
+
+__all__ = ["SHOW", "add_run_arguments", "describe", "describe_text", "run_of"]
+
+_BYTES = {"fp32": 4, "fp64": 8, "bf16": 2}
+#: Classes that a task always has; the classes of a folder of images are known once it is read.
+_CLASSES = {"digits": 5}
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """The run file and its overrides, the same for every verb that takes a run."""
+    parser.add_argument("run", metavar="RUN.yaml", help="a run file, a sweep's best.yaml, or a recipe's name")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key.path=value", help="laid over the file, e.g. optim.lr=1e-3"
+    )
+
+
+def run_of(options: argparse.Namespace) -> RunConfig:
+    """The run that the arguments name, checked against its backbone where that is known.
+
+    Raises:
+        ConfigError: With every fault.
+    """
+    return load_run(find_run(options.run), options.overrides)
+
+
+def describe(config: RunConfig) -> dict[str, Any]:
+    """A run as JSON-able facts; counts are null where only building the backbone would tell."""
+    facts: dict[str, Any] = {
+        "config": config.model_dump(mode="json"),
+        "fingerprint": fingerprint(config),
+        "group_fingerprint": group_fingerprint(config),
+    }
+    names = ("trainable_parameters", "base_parameters", "head_parameters", "percent_of_base", "memory_bytes")
+    shape = shapes_of(config.backbone.name)
+    if shape is None:
+        return facts | dict.fromkeys(names)
+    base = shape.base_parameters
+    trained = trainable_parameters(config.method, shape.targets, base)
+    classes = _CLASSES.get(config.task.name)
+    head = None if classes is None else classes * (shape.width + 1)
+    memory = _memory_bytes(config, base, trained + (head or 0))
+    return facts | dict(
+        zip(names, (trained, base, head, round(100 * trained / base, 4), memory), strict=True)
+    )
+
+
+def describe_text(facts: dict[str, Any]) -> str:
+    """The same facts for a person."""
+    lines = [yaml.safe_dump(facts["config"], sort_keys=False, default_flow_style=None).rstrip(), ""]
+    lines.append(f"fingerprint           {facts['fingerprint']}")
+    if facts["base_parameters"] is None:
+        return "\n".join([*lines, "parameters            known once the backbone is built"])
+    head = facts["head_parameters"]
+    memory = facts["memory_bytes"]
+    lines += [
+        f"trainable parameters  {facts['trainable_parameters']:,} ({facts['percent_of_base']:.2f} % of the base)",
+        f"head parameters       {'known once the data is read' if head is None else f'{head:,}'}",
+        f"base parameters       {facts['base_parameters']:,}",
+        f"memory                {_mib(memory['base'])} MiB for the base, {_mib(memory['training'])} MiB for what trains,"
+        " and activations",
+    ]
+    return "\n".join(lines)
+
+
+def _memory_bytes(config: RunConfig, base: int, trained: int) -> dict[str, int]:
+    """Bytes that the base and the training state take; activations come on top.
+
+    A trained number has a value, a gradient and AdamW's two moments, in fp32 (fp64 in fp64).
+    """
+    trained_bytes = 4 * (8 if config.train.precision == "fp64" else 4)
+    return {"base": base * _BYTES[config.train.precision], "training": trained * trained_bytes}
+
+
+def _mib(amount_bytes: int) -> str:
+    return f"{amount_bytes / 2**20:,.1f}"
+
+
+def _run(options: argparse.Namespace) -> Answer:
+    facts = describe(run_of(options))
+    return Answer(facts, describe_text(facts))
+
+
+SHOW = Verb("show", "resolve a run: configuration, parameters, memory, fingerprint", add_run_arguments, _run)

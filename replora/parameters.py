@@ -1,0 +1,75 @@
+"""How many parameters a method trains, from shapes alone and without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from replora.config import FullMethod, LowRankMethod, MethodConfig, ReploraMethod
+
+__all__ = ["TargetLike", "trainable_parameters"]
+
+
+class TargetLike(Protocol):
+    """What is needed of a target, whether of a built backbone or of its shapes alone."""
+
+    @property
+    def name(self) -> str:
+        """Role in its block."""
+        ...
+
+    @property
+    def block(self) -> int:
+        """Index of its block."""
+        ...
+
+    @property
+    def inputs(self) -> int:
+        """Input features."""
+        ...
+
+    @property
+    def outputs(self) -> int:
+        """Output features."""
+        ...
+
+
+def trainable_parameters(method: MethodConfig, targets: Sequence[TargetLike], base_parameters: int) -> int:
+    """Parameters that a method trains in training, the task head excluded.
+
+    LoRA has `r (in + out)` per target. RepLoRA has, per side, a seed `r` (dense: `r^2`) and a hidden
+    layer `h r + h` for each generator, and a head `h in` (A side) or `h out` (B side) per target. With
+    `scope: model` the hidden layer and the heads exist once and the seeds once per block.
+
+    Args:
+        method: The method.
+        targets: All targets of the backbone; those that the method names are counted.
+        base_parameters: Weights of the backbone, which full fine-tuning trains.
+    """
+    if isinstance(method, FullMethod):
+        return base_parameters
+    if not isinstance(method, LowRankMethod):
+        return 0
+    chosen = [target for target in targets if target.name in method.targets]
+    if not isinstance(method, ReploraMethod):
+        return _direct(method.rank, chosen)
+    plain = [target for target in targets if target.name in method.plain_targets]
+    return _generated(method, chosen) + _direct(method.rank, plain)
+
+
+def _direct(rank: int, targets: Sequence[TargetLike]) -> int:
+    return sum(rank * (target.inputs + target.outputs) for target in targets)
+
+
+def _generated(method: ReploraMethod, targets: Sequence[TargetLike]) -> int:
+    rank, hidden = method.rank, method.hidden
+    seeded = {target.block if method.shared else (target.block, target.name) for target in targets}
+    if method.scope == "model":
+        headed = {(target.name, target.inputs, target.outputs) for target in targets}
+        generators = 1 if method.shared else len({target.name for target in targets})
+        heads = sum(inputs + outputs for _, inputs, outputs in headed)
+    else:
+        generators = len(seeded)
+        heads = sum(target.inputs + target.outputs for target in targets)
+    seed = rank**2 if method.seed == "dense" else rank
+    return 2 * (len(seeded) * seed + generators * (hidden * rank + hidden)) + hidden * heads
