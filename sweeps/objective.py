@@ -8,7 +8,7 @@ from typing import Literal
 from replora.errors import ConfigError
 from sweeps.config import SweepConfig
 
-__all__ = ["Objective", "objective_of"]
+__all__ = ["METRICS", "PRIMARY", "Objective", "objective_of"]
 
 Direction = Literal["maximize", "minimize"]
 
@@ -16,6 +16,12 @@ Direction = Literal["maximize", "minimize"]
 PRIMARY: dict[str, tuple[str, Direction]] = {
     "digits": ("accuracy", "maximize"),
     "image-folder": ("accuracy", "maximize"),
+}
+
+#: What each task reports at every evaluation and a sweep may optimize.
+METRICS: dict[str, tuple[str, ...]] = {
+    "digits": ("accuracy", "val_loss", "train_loss"),
+    "image-folder": ("accuracy", "val_loss", "train_loss"),
 }
 
 

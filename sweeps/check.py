@@ -1,0 +1,135 @@
+"""Everything that can be wrong with a sweep before it starts, found at once.
+
+`replora.load.load(SweepConfig, path, overrides, check=sweep_faults)` places each fault at its line;
+`check_sweep` is for sweeps that were built in a program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from replora.errors import ConfigError
+from replora.faults import Fault, config_error, shown
+from sweeps.config import SweepConfig
+from sweeps.domains import contains, domain_faults
+from sweeps.objective import METRICS, objective_of
+from sweeps.probe import grid_faults, value_faults
+from sweeps.space import Point, Space
+
+__all__ = ["MAX_GRID", "check_sweep", "grid_size", "sweep_faults"]
+
+MAX_GRID = 100_000  # choice: a grid beyond it would not end, and its list not fit a screen
+_SEEDS = 2**31
+
+
+def check_sweep(config: SweepConfig) -> None:
+    """Refuses a sweep that could not run.
+
+    Raises:
+        ConfigError: With every fault.
+    """
+    faults = list(sweep_faults(config))
+    if faults:
+        raise config_error(faults, {}, f"the sweep {config.name}")
+
+
+def sweep_faults(config: SweepConfig) -> Iterator[Fault]:
+    """Every fault of a valid SweepConfig: its domains, keys, values, seeds, searcher and pruner."""
+    yield from _seed_faults(config)
+    yield from _objective_faults(config)
+    yield from _pruner_faults(config)
+    faults = list(domain_faults(config))
+    sound = _without(config, {str(fault.keys[1]) for fault in faults})
+    if sound is not None:
+        faults += value_faults(sound)
+    if not faults:
+        faults += _first_faults(config)
+    yield from faults
+    if faults or config.search.name != "grid":
+        return
+    size = grid_size(config)
+    if size > MAX_GRID:
+        text = f"the grid has more than {MAX_GRID:,} points."
+        yield Fault(("space",), text, "Take fewer values, or search.name: random.")
+    else:
+        yield from grid_faults(config)
+
+
+def _without(config: SweepConfig, keys: set[str]) -> SweepConfig | None:
+    """The sweep without faulty keys, so that the others are checked in the same run; None if they matter."""
+    if any(key.endswith(".name") for key in keys):
+        return None  # without it, fields of the variants that it would choose would look wrong
+    kept = {
+        key: domain
+        for key, domain in config.space.items()
+        if key not in keys and not keys & domain.when.keys()
+    }
+    return config.model_copy(update={"space": kept})
+
+
+def grid_size(config: SweepConfig) -> int:
+    """Points of a grid, counted no further than just above `MAX_GRID`."""
+    return sum(1 for _, _ in zip(Space(config).grid(), range(MAX_GRID + 1), strict=False))
+
+
+def _seed_faults(config: SweepConfig) -> Iterator[Fault]:
+    for keys, seeds in ((("seeds",), config.seeds), (("confirm", "seeds"), config.confirm.seeds)):
+        name = ".".join(keys)
+        for index, seed in enumerate(seeds):
+            if not 0 <= seed < _SEEDS:
+                yield Fault((*keys, index), f"{name}[{index}] must be in 0 to {_SEEDS - 1}, but got {seed}.")
+        if len(set(seeds)) < len(seeds):
+            yield Fault(keys, f"{name} must not repeat a seed, but got {shown(list(seeds))}.")
+    if config.confirm.top and not config.confirm.seeds:
+        text = "confirm.seeds is needed where confirm.top is above 0."
+        yield Fault(("confirm",), text, "For example [1, 2, 3].")
+    if config.confirm.seeds and not config.confirm.top:
+        text = "confirm.top must be at least 1 where confirm.seeds are given, but got 0."
+        yield Fault(("confirm",), text, "Leave out confirm for a sweep without confirmation.")
+
+
+def _objective_faults(config: SweepConfig) -> Iterator[Fault]:
+    try:
+        objective = objective_of(config)
+    except ConfigError as error:
+        yield Fault(("objective",), str(error))
+        return
+    names = METRICS[config.run.task.name]
+    if objective.metric not in names:
+        task = config.run.task.name
+        text = f"objective.metric must be a metric of the task {task}, but got {objective.metric!r}."
+        yield Fault(("objective", "metric"), text, f"Metrics: {', '.join(names)}.")
+
+
+def _pruner_faults(config: SweepConfig) -> Iterator[Fault]:
+    if config.pruner.name == "none" or "train.steps" in config.space or "train.eval_every" in config.space:
+        return
+    steps, grace, every = config.run.train.steps, config.pruner.grace_steps, config.run.train.eval_every
+    if max(grace, every) >= steps:
+        text = f"the pruner could stop no trial: it first sees one at step {max(grace, every)} of {steps}."
+        hint = "Lower pruner.grace_steps or run.train.eval_every, or take pruner.name: none."
+        yield Fault(("pruner", "grace_steps"), text, hint)
+
+
+def _first_faults(config: SweepConfig) -> Iterator[Fault]:
+    space = Space(config)
+    if config.search.trials is not None and len(config.search.first) > config.search.trials:
+        count = len(config.search.first)
+        text = f"search.first has {count} points, but search.trials is {config.search.trials}."
+        yield Fault(("search", "first"), text)
+    for index, point in enumerate(config.search.first):
+        for text in _misplaced(space, point):
+            yield Fault(("search", "first", index), f"search.first[{index}] {text}")
+
+
+def _misplaced(space: Space, point: Point) -> Iterable[str]:
+    wanted = [key for key in space.domains if space.exists(key, point)]
+    unknown = [key for key in point if key not in wanted]
+    missing = [key for key in wanted if key not in point]
+    if unknown:
+        yield f"gives {', '.join(unknown)}, which the space does not have there. Keys: {', '.join(wanted)}."
+    if missing:
+        yield f"must give a value to every key of the space, but lacks {', '.join(missing)}."
+    for key in wanted:
+        if key in point and not contains(space.domains[key], point[key]):
+            yield f"sets {key} to {shown(point[key])}, which is outside its domain."
