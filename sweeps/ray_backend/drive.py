@@ -43,15 +43,16 @@ class DirectorSearch(SearchAlgorithm):
     A trial that is asked ahead of a slot would be proposed without the results that the slot waits for.
     """
 
-    def __init__(self, director: Director, vacant: Callable[[], int], storage: StorageContext) -> None:
+    def __init__(self, director: Director, slots: SlotActorManager, storage: StorageContext) -> None:
         self._director = director
-        self._vacant = vacant
+        self._slots = slots
         self._storage = storage
 
     def next_trial(self) -> Trial | None:
         """The next trial, or None when there is none to start now."""
-        if self._vacant() < 1 or (task := self._director.ask()) is None:
+        if self._slots.vacant < 1 or (task := self._director.ask()) is None:
             return None
+        self._slots.reserve()
         return Trial(
             PackedTrial.__name__,
             config={TASK: task},
@@ -66,6 +67,9 @@ class DirectorSearch(SearchAlgorithm):
 
 class DirectorScheduler(FIFOScheduler):
     """Stops the trials that the director wants stopped, so that pruning is the same with and without Ray."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
         """STOP when the director said so."""
@@ -161,7 +165,7 @@ def _controller(director: Director, slots: SlotActorManager, session: Session) -
     storage = StorageContext(storage_path=str(session.scratch / "tune"), experiment_dir_name="sweep")
     controller = PackedTuneController(
         slots,
-        search_alg=DirectorSearch(director, lambda: slots.vacant, storage),
+        search_alg=DirectorSearch(director, slots, storage),
         scheduler=DirectorScheduler(),
         storage=storage,
         callbacks=[],

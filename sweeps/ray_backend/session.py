@@ -6,11 +6,15 @@ import logging
 import os
 import secrets
 import shutil
+import sys
 import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from replora.errors import MachineError
 
@@ -20,6 +24,7 @@ os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")  # its kills end a s
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a host without GPU asks for "cpu" by name
 
 import ray
+from ray._private import node, worker
 from ray.exceptions import RayError
 
 __all__ = ["Session", "Share", "check_version"]
@@ -119,20 +124,50 @@ class Session:
         return Share(cpus, gpus, "cuda" if gpus else "cpu")
 
     def _start(self) -> None:
+        worker.print_to_stdstream = _log_message
         if self._address:
             ray.init(self._address, log_to_driver=False, logging_level=logging.ERROR)
             return
         # Ray guards its ports with a token, and would write one into the home folder unless it is given one.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        ray.init(
-            num_cpus=self._hosts,  # one Ray CPU for each host: exactly as many workers are started ahead
-            include_dashboard=False,
-            object_store_memory=80 * 2**20,  # nothing large travels through Ray (78 MiB is its minimum)
-            _node_ip_address="127.0.0.1",
-            _temp_dir=str(self.scratch / "ray"),
-            log_to_driver=False,  # progress belongs to the sweep's own table
-            logging_level=logging.ERROR,
-        )
+        with _only_what_runs_trials():
+            ray.init(
+                "local",  # never a cluster that RAY_ADDRESS happens to name
+                num_cpus=self._hosts,  # one Ray CPU for each host: exactly as many workers start ahead
+                include_dashboard=False,
+                object_store_memory=80 * 2**20,  # nothing large travels through Ray (78 MiB is its minimum)
+                # Loopback, so that a network that comes or goes cuts nothing. Ray replaces 127.0.0.1 itself
+                # by the machine's outer address; elsewhere than on Linux loopback is its own default.
+                _node_ip_address="127.0.0.2" if sys.platform == "linux" else None,
+                _temp_dir=str(self.scratch / "ray"),
+                log_to_driver=False,  # progress belongs to the sweep's own table
+                logging_level=logging.ERROR,
+            )
+
+
+@contextmanager
+def _only_what_runs_trials() -> Iterator[None]:
+    """Starts a local Ray without autoscaler, log forwarder and dashboard server, which a sweep never uses.
+
+    Measured on two busy cores: `ray.init` 2.1 s instead of 4 to 6, shutdown 0.3 s instead of 1.1 to 1.6,
+    270 MB less resident (docs/decisions/0002).
+    """
+    unused = ("start_monitor", "start_log_monitor", "start_api_server")
+    before = {name: getattr(node.Node, name) for name in unused}
+    for name in unused:
+        setattr(node.Node, name, lambda self, **options: None)
+    try:
+        yield
+    finally:
+        for name, method in before.items():
+            setattr(node.Node, name, method)
+
+
+def _log_message(data: Mapping[str, Any], ignore_prefix: bool) -> None:
+    """Keeps what Ray has to say (the death of a worker) off stdout, which belongs to the answer of a verb."""
+    del ignore_prefix
+    for line in data["lines"]:
+        logging.getLogger(__name__).debug("%s", line)
 
 
 def _scratch_folder() -> Path:

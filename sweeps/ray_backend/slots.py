@@ -61,6 +61,7 @@ class SlotActorManager:
         self._hosts = list(hosts)
         self._director = director
         self._numbers = itertools.count()
+        self._reserved = 0
         self._pending: dict[TrackedActor, Task] = {}
         self._live: dict[TrackedActor, _Slot] = {}
         self._running: dict[tuple[str, int], _Slot] = {}
@@ -70,8 +71,12 @@ class SlotActorManager:
 
     @property
     def vacant(self) -> int:
-        """Slots that neither a running nor a waiting trial will take."""
-        return sum(host.slots for host in self._hosts) - self.num_total_actors
+        """Slots that no running, waiting or reserved trial will take."""
+        return sum(host.slots for host in self._hosts) - self.num_total_actors - self._reserved
+
+    def reserve(self) -> None:
+        """Keeps a slot for a trial that Tune has been given and will add."""
+        self._reserved += 1
 
     # -- what Tune's controller calls -----------------------------------------------------------------
 
@@ -109,6 +114,7 @@ class SlotActorManager:
         del cls, resource_request  # a slot needs no class and takes no resources of its own
         tracked = TrackedActor(next(self._numbers), on_start=on_start, on_stop=on_stop, on_error=on_error)
         self._pending[tracked] = kwargs["config"][TASK]
+        self._reserved -= 1
         return tracked
 
     def remove_actor(self, tracked_actor: TrackedActor, kill: bool = False, stop_future: Any = None) -> bool:
@@ -267,6 +273,8 @@ class SlotActorManager:
             events.append((slot, event))
             if isinstance(event, Finished | Failed):
                 del self._running[event.trial, attempt]
+        if not events:
+            return events, set()
         attempts = {slot.task.fingerprint: slot.task.attempt for slot, _ in events}
         return events, self._director.handle_all([event for _, event in events], attempts)
 
