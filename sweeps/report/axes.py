@@ -4,11 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from sweeps.report.html import Html, join, tag
 from sweeps.report.scales import SHADES, Scale
 
-__all__ = ["Frame", "legend", "svg"]
+__all__ = ["Figure", "Frame", "legend", "svg"]
+
+
+class Figure(NamedTuple):
+    """A part of the page.
+
+    Attributes:
+        heading: Of its section.
+        drawing: The chart, or None where there is nothing to draw.
+        caption: What it shows and leaves out, or why there is no drawing.
+        wide: It needs the whole width of a large screen.
+    """
+
+    heading: str
+    drawing: Html | None
+    caption: str
+    wide: bool = False
 
 
 def svg(width: float, height: float, label: str, *children: str) -> Html:

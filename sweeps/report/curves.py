@@ -5,12 +5,11 @@ from __future__ import annotations
 from statistics import quantiles
 
 from sweeps.ledger import TrialView
-from sweeps.report.axes import Frame, svg
+from sweeps.report.axes import Figure, Frame, svg
 from sweeps.report.html import Html, join, tag, title
-from sweeps.report.maps import Figure
 from sweeps.report.results import Results, describe, thin
 from sweeps.report.scales import is_number, scale_of
-from sweeps.report.words import number
+from sweeps.report.words import score
 
 __all__ = ["curves_figure"]
 
@@ -30,14 +29,14 @@ def curves_figure(results: Results) -> Figure:
     values = [value for _, curve in shown for _, value in curve]
     low, high = _window(values)
     steps = [step for _, curve in shown for step, _ in curve]
-    frame = Frame(78, 12, 700, 330, scale_of([0, *steps], log=False), scale_of([low, high], log=False))
+    frame = Frame(72, 12, 468, 300, scale_of([0, *steps], log=False), scale_of([low, high], log=False))
     lines = join(_line(results, frame, trial, curve) for trial, curve in reversed(shown))
     box = tag("rect", x=frame.left, y=frame.top, width=frame.width, height=frame.height)
     clip = tag("clipPath", box, id="curves-frame")
     inside = tag("g", lines, clip_path="url(#curves-frame)")
     axes = frame.axes("optimizer step", results.metric)
     label = f"{results.metric} over optimizer steps, one line for each trial"
-    drawing = svg(800, 400, label, clip, axes, inside)
+    drawing = svg(560, 364, label, clip, axes, inside)
     return Figure(_HEADING, drawing, _caption(results, len(shown), len(trials), (low, high), values))
 
 
@@ -89,7 +88,7 @@ def _caption(
         parts.append(f"{shown} of {total} curves are drawn: the best 20 and an even choice of the others.")
     if results.finished:
         best = results.finished[0]
-        parts.append(f"Bold: trial {best.number}, the best single trial ({number(best.objective)}).")
+        parts.append(f"Bold: trial {best.number}, the best single trial ({score(best.objective)}).")
     parts.append("Dashed with a dot: stopped early; red with a dot: failed.")
     outside = sum(not window[0] <= value <= window[1] for value in values)
     if outside:

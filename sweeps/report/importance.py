@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from sweeps.ledger import TrialView
-from sweeps.report.axes import svg
+from sweeps.report.axes import Figure, svg
 from sweeps.report.html import Html, join, tag, title
-from sweeps.report.maps import Figure
 from sweeps.report.results import Results, thin
 from sweeps.report.scales import is_number
 from sweeps.report.words import plain, short_names
@@ -24,7 +23,7 @@ _LEAST = 10
 _MOST = 1500
 _FOLDS = 5
 _TREES = 100
-_ROW = 34.0
+_ROW, _LEFT, _LENGTH, _RIGHT = 34.0, 140.0, 230.0, 520.0
 
 
 @dataclass(frozen=True)
@@ -129,37 +128,34 @@ def _bars(found: Importance) -> Html:
     order = sorted(found.shares, key=lambda key: -found.shares[key][0])
     names = short_names(found.shares)
     top = max(mean + spread for mean, spread in found.shares.values())
-    left, width = 150.0, 260.0
     rows = [
-        _bar(left, 30 + _ROW * i, width / top, plain(names[key], 20), found.shares[key], found.ranks[key])
+        _bar(30 + _ROW * i, _LENGTH / top, plain(names[key], 20), found.shares[key], found.ranks[key])
         for i, key in enumerate(order)
     ]
     heads = join(
         [
-            tag("text", "loss of R² when shuffled", x=left, y=14, class_="tick"),
-            tag("text", "Spearman ρ", x=left + width + 130, y=14, class_="tick", text_anchor="end"),
+            tag("text", "loss of R² when shuffled", x=_LEFT, y=14, class_="tick"),
+            tag("text", "Spearman ρ", x=_RIGHT, y=14, class_="tick", text_anchor="end"),
         ]
     )
     height = 34 + _ROW * len(order)
-    base = tag("line", x1=left, x2=left, y1=24, y2=height - 4, class_="axis")
-    return svg(left + width + 140, height, "Bars of parameter importance", heads, *rows, base)
+    base = tag("line", x1=_LEFT, x2=_LEFT, y1=24, y2=height - 4, class_="axis")
+    return svg(_RIGHT + 10, height, "Bars of parameter importance", heads, *rows, base)
 
 
-def _bar(
-    left: float, y: float, unit: float, name: str, share: tuple[float, float], rank: float | None
-) -> Html:
+def _bar(y: float, unit: float, name: str, share: tuple[float, float], rank: float | None) -> Html:
     mean, spread = share
-    end, middle = left + max(0.0, mean) * unit, y + 11
-    low, high = left + max(0.0, mean - spread) * unit, left + max(0.0, mean + spread) * unit
+    end, middle = _LEFT + max(0.0, mean) * unit, y + 11
+    low, high = _LEFT + max(0.0, mean - spread) * unit, _LEFT + max(0.0, mean + spread) * unit
     words = "-" if rank is None else f"{rank:+.2f}"
     return tag(
         "g",
         title(f"{name}: {mean:.3f} ± {spread:.3f} (standard deviation over {_FOLDS} folds)"),
-        tag("text", name, x=left - 10, y=y + 15, class_="label", text_anchor="end"),
-        tag("rect", x=left, y=y, width=max(1.0, end - left), height=22, rx=3, class_="bar"),
+        tag("text", name, x=_LEFT - 10, y=y + 15, class_="label", text_anchor="end"),
+        tag("rect", x=_LEFT, y=y, width=max(1.0, end - _LEFT), height=22, rx=3, class_="bar"),
         tag("line", x1=low, x2=high, y1=middle, y2=middle, class_="whisker"),
         tag("text", f"{mean:.2f}", x=high + 8, y=y + 15, class_="tick"),
-        tag("text", words, x=left + 390, y=y + 15, class_="label", text_anchor="end"),
+        tag("text", words, x=_RIGHT, y=y + 15, class_="label", text_anchor="end"),
     )
 
 
@@ -167,8 +163,9 @@ def _caption(found: Importance, count: int) -> str:
     part = f" (an even choice of {count})" if found.trials < count else ""
     return (
         f"Permutation importance of a random forest ({_TREES} trees, {_FOLDS}-fold cross-validation, "
-        f"{found.trials} finished trials of the search{part}); the forest explains R² = {found.r2:.2f} of held-out "
-        "trials. It describes these trials in these ranges: a key matters less where its range is narrow, keys "
-        "that move together share their importance, and a searcher that zooms in sees little of what it avoids. "
-        "Spearman's ρ sees only steady rises and falls. Stopped and failed trials are left out."
+        f"{found.trials} finished trials of the search{part}), which explains R² = {found.r2:.2f} of "
+        "held-out trials; whiskers: standard deviation over the folds. It describes these trials in these "
+        "ranges: a key matters less where its range is narrow, keys that move together share their "
+        "importance, and a searcher that zooms in sees little of what it avoids. Spearman's ρ sees only "
+        "steady rises and falls. Stopped and failed trials are left out."
     )

@@ -11,13 +11,12 @@ from typing import Protocol, TextIO
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from sweeps.ledger import SweepView, TrialView
 from sweeps.report.progress import Progress, last_metric, planned_steps
-from sweeps.report.words import duration, number, plain, point_text
+from sweeps.report.words import duration, plain, point_text, score
 
 __all__ = ["LiveTable"]
 
@@ -30,11 +29,11 @@ _SHARE = 0.02
 class _Screen(Protocol):
     """Where progress goes."""
 
-    def events(self, view: SweepView, trials: list[TrialView], best: TrialView | None) -> None:
+    def events(self, trials: list[TrialView], best: TrialView | None) -> None:
         """Says what happened to trials since the last call."""
         ...
 
-    def draw(self, view: SweepView, progress: Progress, elapsed: float, left: float | None) -> None:
+    def draw(self, progress: Progress, elapsed: float, left: float | None) -> None:
         """Shows the state of the sweep."""
         ...
 
@@ -52,6 +51,7 @@ class LiveTable:
     that come too early return at once.
 
     Args:
+        view: The sweep, before this process starts a trial; the caller keeps it up to date.
         slots: Trials that can train at the same time.
         trials: Trials of the whole sweep, or None where nobody knows.
         stream: Where to write; standard error by default, since answers go to standard output.
@@ -60,6 +60,7 @@ class LiveTable:
 
     def __init__(
         self,
+        view: SweepView,
         slots: int,
         trials: int | None = None,
         *,
@@ -68,9 +69,9 @@ class LiveTable:
     ) -> None:
         target = sys.stderr if stream is None else stream
         self._clock = clock
-        self._progress = Progress(trials)
-        self._screen: _Screen = _Table(target, slots) if _can_draw(target) else _Log(target, slots)
-        self._view: SweepView | None = None
+        self._progress = Progress(view, trials)
+        make = _Table if _can_draw(target) else _Log
+        self._screen: _Screen = make(target, view, slots)
         self._start = clock()
         self._next = self._start
 
@@ -80,22 +81,20 @@ class LiveTable:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._view is not None:
-            self._show(self._view)
+        self._show()
         self._screen.close()
 
-    def update(self, view: SweepView) -> None:
-        """Takes in the sweep as it is now and draws it if that is due."""
-        self._view = view
+    def update(self) -> None:
+        """Shows the sweep as it is now, if that is due."""
         if self._clock() >= self._next:
-            self._show(view)
+            self._show()
 
-    def _show(self, view: SweepView) -> None:
+    def _show(self) -> None:
         now, cpu = self._clock(), time.thread_time()
-        best = self._progress.best
-        changed = self._progress.update(view, now)
-        self._screen.events(view, changed, None if self._progress.best is best else self._progress.best)
-        self._screen.draw(view, self._progress, now - self._start, self._progress.seconds_left(now))
+        progress, best = self._progress, self._progress.best
+        changed = progress.update(now)
+        self._screen.events(changed, None if progress.best is best else progress.best)
+        self._screen.draw(progress, now - self._start, progress.seconds_left(now))
         self._next = now + max(_REFRESH_S, (time.thread_time() - cpu) / _SHARE)
 
 
@@ -105,8 +104,9 @@ def _can_draw(stream: TextIO) -> bool:
     return stream.isatty() and not dumb and encoding == "utf8"
 
 
-def _time_left(left: float | None) -> str:
-    return "time left unknown" if left is None else f"about {duration(left)} left"
+def _times(progress: Progress, elapsed: float, left: float | None) -> str:
+    rest = "time left unknown" if left is None else f"about {duration(left)} left"
+    return f"{duration(elapsed)} elapsed" + ("" if progress.over == progress.planned else f", {rest}")
 
 
 def _counts(progress: Progress) -> str:
@@ -116,30 +116,33 @@ def _counts(progress: Progress) -> str:
 
 
 def _score(view: SweepView, trial: TrialView) -> str:
-    return f"{plain(view.metric, 40)} {number(trial.objective)}"
+    return f"{plain(view.metric, 40)} {score(trial.objective)}"
 
 
 class _Log:
     """One plain line for each thing that matters; no control characters."""
 
-    def __init__(self, stream: TextIO, slots: int) -> None:
+    def __init__(self, stream: TextIO, view: SweepView, slots: int) -> None:
+        self._view = view
         self._stream = stream
         self._slots = slots
         self._next = 0.0
 
-    def events(self, view: SweepView, trials: list[TrialView], best: TrialView | None) -> None:
+    def events(self, trials: list[TrialView], best: TrialView | None) -> None:
         for trial in trials:
-            if trial.state in ("finished", "pruned", "failed"):
-                self._write(f"trial {trial.number} {_outcome(view, trial)}; {point_text(trial.point)}")
+            if trial.ended or (trial.state == "running" and trial.attempts > 1):
+                self._write(f"trial {trial.number} {_outcome(self._view, trial)}; {point_text(trial.point)}")
         if best is not None:
-            self._write(f"new best: trial {best.number}, {_score(view, best)}; {point_text(best.point)}")
+            self._write(
+                f"new best: trial {best.number}, {_score(self._view, best)}; {point_text(best.point)}"
+            )
 
-    def draw(self, view: SweepView, progress: Progress, elapsed: float, left: float | None) -> None:
+    def draw(self, progress: Progress, elapsed: float, left: float | None) -> None:
         if elapsed < self._next:
             return
         self._next = elapsed + _LOG_S
         running = f"{len(progress.running)} running in {self._slots} slots"
-        self._write(f"{_counts(progress)}, {running}, {duration(elapsed)} elapsed, {_time_left(left)}")
+        self._write(f"{_counts(progress)}, {running}, {_times(progress, elapsed, left)}")
 
     def close(self) -> None:
         self._stream.flush()
@@ -156,49 +159,57 @@ def _outcome(view: SweepView, trial: TrialView) -> str:
         return f"finished: {_score(view, trial)} after {trial.step} steps"
     if trial.state == "pruned":
         return f"pruned: {_score(view, trial)} at step {trial.step} of {planned_steps(trial)}"
-    return f"failed at step {trial.step}: {plain(trial.reason or 'no reason recorded')}"
+    reason = plain(trial.reason or "no reason recorded")
+    if trial.state == "running":
+        return f"started again (attempt {trial.attempts}) after: {reason}"
+    return f"failed at step {trial.step}: {reason}"
 
 
 class _Table:
     """A table that is drawn over itself."""
 
-    def __init__(self, stream: TextIO, slots: int) -> None:
+    def __init__(self, stream: TextIO, view: SweepView, slots: int) -> None:
+        self._view = view
         self._slots = slots
-        self._console = Console(file=stream, highlight=False)
+        self._console = Console(file=stream, highlight=False, force_terminal=True)
         own = stream is sys.stderr
         self._live = Live(
             console=self._console, auto_refresh=False, redirect_stdout=False, redirect_stderr=own
         )
         self._live.start()
 
-    def events(self, view: SweepView, trials: list[TrialView], best: TrialView | None) -> None:
+    def events(self, trials: list[TrialView], best: TrialView | None) -> None:
         for trial in trials:
             if trial.state == "failed":
-                self._console.print(Text(f"trial {trial.number} {_outcome(view, trial)}", style="red"))
+                self._console.print(Text(f"trial {trial.number} {_outcome(self._view, trial)}", style="red"))
 
-    def draw(self, view: SweepView, progress: Progress, elapsed: float, left: float | None) -> None:
-        head = self._head(view, progress, elapsed, left)
+    def draw(self, progress: Progress, elapsed: float, left: float | None) -> None:
+        head = self._head(progress, elapsed, left)
         rows = self._console.height - len(head) - 4
-        self._live.update(Group(*head, _running(view, progress, max(1, rows))), refresh=True)
+        self._live.update(Group(*head, _running(self._view, progress, max(1, rows))), refresh=True)
 
     def close(self) -> None:
         self._live.stop()
 
-    def _head(
-        self, view: SweepView, progress: Progress, elapsed: float, left: float | None
-    ) -> list[RenderableType]:
-        times = f"{duration(elapsed)} elapsed, {_time_left(left)}"
-        best = progress.best
+    def _head(self, progress: Progress, elapsed: float, left: float | None) -> list[RenderableType]:
+        view, best = self._view, progress.best
         words = "none yet" if best is None else f"{_score(view, best)}, trial {best.number}"
         point = "" if best is None else point_text(best.point)
-        slots = f"{len(progress.running)} of {self._slots} slots in use"
         return [
-            _line((plain(view.name, 40), "bold"), ("  ", ""), (times, "dim")),
-            ProgressBar(total=progress.planned or 1, completed=progress.over if progress.planned else 0),
+            _line((plain(view.name, 40), "bold"), (f"  {_times(progress, elapsed, left)}", "dim")),
+            _bar(progress, self._console.width),
             _line((_counts(progress), "")),
-            _line((slots, "")),
-            _line(("best so far: ", ""), (words, "bold green"), (f"  {point}", "green")),
+            _line((f"{len(progress.running)} of {self._slots} slots in use", "")),
+            _line(("best so far: ", ""), (words, "bold green")),
+            _line((f"  {point}", "green")),
         ]
+
+
+def _bar(progress: Progress, width: int) -> Text:
+    """How much is over; heavy against light lines, so that it reads without colour too."""
+    room = min(width, 80)
+    done = room * progress.over // progress.planned if progress.planned else 0
+    return _line(("━" * done, "green"), ("─" * (room - done), "dim"))
 
 
 def _line(*parts: tuple[str, str]) -> Text:
@@ -206,6 +217,8 @@ def _line(*parts: tuple[str, str]) -> Text:
 
 
 def _running(view: SweepView, progress: Progress, rows: int) -> RenderableType:
+    if not progress.running:
+        return Text("no trial is running", style="dim")
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
     table.add_column("trial", justify="right", no_wrap=True)
     table.add_column("step", justify="right", no_wrap=True)
@@ -214,7 +227,7 @@ def _running(view: SweepView, progress: Progress, rows: int) -> RenderableType:
     for trial in progress.running[:rows]:
         value = last_metric(trial, view.metric)
         steps = f"{trial.step}/{planned_steps(trial)}"
-        last = "-" if value is None else number(value)
+        last = "-" if value is None else score(value)
         table.add_row(str(trial.number), steps, last, Text(point_text(trial.point)))
     hidden = len(progress.running) - rows
     return Group(table, _line((f"and {hidden} more running", "dim"))) if hidden > 0 else table

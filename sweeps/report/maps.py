@@ -5,29 +5,19 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from statistics import fmean
-from typing import NamedTuple
 
 from sweeps.ledger import TrialView
-from sweeps.report.axes import Frame, legend, svg
+from sweeps.report.axes import Figure, Frame, legend, svg
 from sweeps.report.html import Html, join, tag, title
 from sweeps.report.results import Results, describe, thin
-from sweeps.report.scales import Scale, is_number, scale_of
-from sweeps.report.words import axis_label, number, plain, short_names
+from sweeps.report.scales import is_number, scale_of
+from sweeps.report.words import axis_label, plain, score, short_names
 
-__all__ = ["Figure", "map_figure"]
+__all__ = ["map_figure"]
 
-_PREFERRED = ("optim.lr", "optim.weight_decay")
 _GRID_SIDE = 12
 _DOTS = 3000
-_CELL_W, _CELL_H = 84.0, 48.0
-
-
-class Figure(NamedTuple):
-    """A part of the page: a heading, a drawing (or None with a reason in the caption), a caption."""
-
-    heading: str
-    drawing: Html | None
-    caption: str
+_CELL_W, _CELL_H = 92.0, 50.0
 
 
 def map_figure(results: Results) -> Figure:
@@ -48,11 +38,11 @@ def _axes(results: Results) -> list[str]:
     numeric = [
         key for key in results.keys if all(is_number(t.point[key]) for t in results.search if key in t.point)
     ]
-    return sorted(numeric, key=lambda key: (key not in _PREFERRED, key))[:2]
+    return numeric[:2]
 
 
 def _heading(x: str, y: str) -> str:
-    return " × ".join(axis_label(key).partition(" (")[0].capitalize() for key in (x, y))
+    return " × ".join(axis_label(key).partition(" (")[0] for key in (x, y)).capitalize()
 
 
 def _heat(results: Results, x: str, y: str) -> Figure:
@@ -104,7 +94,7 @@ def _cell(
         text = _without_result(results, trials)
         rect, ink = tag("rect", **box, class_="empty"), "tick"
     else:
-        text, shade = number(mean), results.shade.of_value(mean)
+        text, shade = score(mean), results.shade.of_value(mean)
         rect, ink = tag("rect", **box, class_=f"v{shade} fill"), f"v{shade} ink"
     ring = tag("rect", **box, class_="ring") if best else ""
     label = tag("text", text, x=center_x, y=center_y + 4.5, class_=f"{ink} cell", text_anchor="middle")
@@ -114,14 +104,14 @@ def _cell(
 def _without_result(results: Results, trials: list[TrialView]) -> str:
     best = results.best_of(trial for trial in trials if trial.state == "pruned")
     if best is not None:
-        return results.bound + number(best.objective)
+        return results.bound + score(best.objective)
     return "failed" if all(trial.state == "failed" for trial in trials) else "not over"
 
 
 def _scatter(results: Results, x: str, y: str) -> Figure:
     trials = [trial for trial in results.search if x in trial.point and y in trial.point]
     shown = _worst_first(results, trials)
-    frame = Frame(78, 12, 520, 330, _scale(results, trials, x), _scale(results, trials, y))
+    frame = Frame(78, 12, 462, 300, results.scale(x, trials), results.scale(y, trials))
     dots = join(_dot(results, frame, trial, (trial.point[x], trial.point[y])) for trial in shown)
     label = f"Scatter of {results.metric} over {x} and {y}"
     drawing = _with_legend(results, frame, label, frame.axes(axis_label(x), axis_label(y)), dots)
@@ -131,19 +121,13 @@ def _scatter(results: Results, x: str, y: str) -> Figure:
 def _strip(results: Results, x: str) -> Figure:
     trials = [t for t in results.search if x in t.point and is_number(t.objective)]
     shown = _worst_first(results, trials)
-    scales = _scale(results, trials, x), scale_of([t.objective for t in trials], log=False)
-    frame = Frame(78, 12, 520, 330, *scales)
+    scales = results.scale(x, trials), scale_of([t.objective for t in trials], log=False)
+    frame = Frame(78, 12, 462, 300, *scales)
     dots = join(_dot(results, frame, trial, (trial.point[x], trial.objective)) for trial in shown)
     label = f"{results.metric} over {x}"
     drawing = _with_legend(results, frame, label, frame.axes(axis_label(x), results.metric), dots)
     heading = axis_label(x).partition(" (")[0].capitalize()
     return Figure(heading, drawing, _dots_caption(results, len(shown), len(trials)))
-
-
-def _scale(results: Results, trials: Sequence[TrialView], key: str) -> Scale:
-    domain = results.view.config.get("space", {}).get(key, {})
-    log = True if domain.get("log_uniform") or domain.get("log_integers") else None
-    return scale_of((trial.point[key] for trial in trials), log=log)
 
 
 def _worst_first(results: Results, trials: Sequence[TrialView]) -> list[TrialView]:
@@ -181,6 +165,6 @@ def _with_legend(results: Results, frame: Frame, label: str, *children: str) -> 
     assert results.shade is not None
     right, bottom = frame.left + frame.width, frame.top + frame.height
     width = max(right + 20, 400.0)
-    ends = number(results.shade.worst), number(results.shade.best)
+    ends = score(results.shade.worst), score(results.shade.best)
     key = legend(width / 2 - 50, bottom + 58, f"worse  {ends[0]}", f"{ends[1]}  better")
     return svg(width, bottom + 78, label, *children, key)

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from replora.atomic import write_atomically
 from sweeps.ledger import SweepView, read_ledger
+from sweeps.report.axes import Figure
 from sweeps.report.curves import curves_figure
 from sweeps.report.html import Html, join, tag
 from sweeps.report.importance import importance_figure
-from sweeps.report.maps import Figure, map_figure
+from sweeps.report.maps import map_figure
 from sweeps.report.parallel import parallel_figure
 from sweeps.report.results import Results
 from sweeps.report.table import failures, trials_table
@@ -94,23 +95,23 @@ def _counts(view: SweepView) -> str:
 
 
 def _sections(results: Results) -> Iterable[Html]:
-    yield tag("div", _figure(map_figure(results)), _figure(importance_figure(results)), class_="pair")
-    yield _figure(curves_figure(results))
-    yield _figure(parallel_figure(results))
+    figures = (map_figure, importance_figure, curves_figure, parallel_figure)
+    yield tag("div", *(_figure(make(results)) for make in figures), class_="pair")
     yield _section("All trials", trials_table(results))
     yield _section("Failures", failures(results))
     yield _section("How to read this page", _notes(results))
 
 
-def _section(heading: str, *content: Html) -> Html:
-    return tag("section", tag("h2", heading), *content)
+def _section(heading: str, *content: Html, wide: bool = False) -> Html:
+    return tag("section", tag("h2", heading), *content, class_="wide" if wide else None)
 
 
 def _figure(figure: Figure) -> Html:
     if figure.drawing is None:
         return _section(figure.heading, tag("p", figure.caption, class_="absent"))
     drawing = tag("div", figure.drawing, class_="scroll", tabindex="0")
-    return _section(figure.heading, tag("figure", drawing, tag("figcaption", figure.caption)))
+    content = tag("figure", drawing, tag("figcaption", figure.caption))
+    return _section(figure.heading, content, wide=figure.wide)
 
 
 def _notes(results: Results) -> Html:

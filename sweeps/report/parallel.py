@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from sweeps.ledger import TrialView
-from sweeps.report.axes import legend, svg
+from sweeps.report.axes import Figure, legend, svg
 from sweeps.report.html import Html, join, tag, title
-from sweeps.report.maps import Figure
 from sweeps.report.results import Results, describe, thin
 from sweeps.report.scales import Scale, scale_of
-from sweeps.report.words import number, plain, short_names
+from sweeps.report.words import plain, score, short_names
 
 __all__ = ["parallel_figure"]
 
@@ -26,35 +25,29 @@ def parallel_figure(results: Results) -> Figure:
     if results.shade is None or not keys:
         return Figure(_HEADING, None, "No trial has finished, or the space varies nothing.")
     shown = thin(list(results.finished), _LINES, keep=100)
-    scales = [_scale(results, shown, key) for key in keys]
+    scales = [results.scale(key, shown, ordinal_up_to=_ORDINAL) for key in keys]
     last = scale_of([trial.objective for trial in shown], log=False)
-    gap = min(190.0, max(120.0, 660.0 / len(keys)))
+    gap = min(230.0, max(84.0, 430.0 / len(keys)))
     lines = join(_line(results, trial, keys, [*scales, last], gap) for trial in reversed(shown))
     names = [plain(name, 24) for name in short_names(keys).values()] + [plain(results.view.metric, 24)]
-    axes = join(
-        _axis(_LEFT + gap * i, s, name)
-        for i, (s, name) in enumerate(zip([*scales, last], names, strict=True))
-    )
-    width, bottom = _LEFT + gap * len(keys) + 80, _TOP + _HEIGHT
-    ends = number(results.shade.worst), number(results.shade.best)
+    axes = join(_axis(_LEFT + gap * i, s, n) for i, (s, n) in enumerate(zip(scales, names, strict=False)))
+    axes = join([axes, _axis(_LEFT + gap * len(keys), last, names[-1], side=1)])
+    width, bottom = _LEFT + gap * len(keys) + 60, _TOP + _HEIGHT
+    ends = score(results.shade.worst), score(results.shade.best)
     key = legend(width / 2 - 60, bottom + 48, f"worse  {ends[0]}", f"{ends[1]}  better")
     label = f"Parallel coordinates of {', '.join(names)}"
-    return Figure(_HEADING, svg(width, bottom + 66, label, lines, axes, key), _caption(results, len(shown)))
+    drawing = svg(width, bottom + 66, label, lines, axes, key)
+    return Figure(_HEADING, drawing, _caption(results, len(shown)), wide=width > 620)
 
 
-def _scale(results: Results, trials: list[TrialView], key: str) -> Scale:
-    domain = results.view.config.get("space", {}).get(key, {})
-    log = True if domain.get("log_uniform") or domain.get("log_integers") else None
-    return scale_of((t.point[key] for t in trials if key in t.point), ordinal_up_to=_ORDINAL, log=log)
-
-
-def _axis(x: float, scale: Scale, name: str) -> Html:
+def _axis(x: float, scale: Scale, name: str, side: int = -1) -> Html:
     bottom = _TOP + _HEIGHT
     parts: list[str] = [tag("line", x1=x, x2=x, y1=_TOP, y2=bottom, class_="axis")]
     for share, text in scale.ticks:
         y = bottom - share * _HEIGHT
-        parts.append(tag("line", x1=x - 5, x2=x, y1=y, y2=y, class_="axis"))
-        parts.append(tag("text", text, x=x - 8, y=y + 4, class_="tick halo", text_anchor="end"))
+        parts.append(tag("line", x1=x + 5 * side, x2=x, y1=y, y2=y, class_="axis"))
+        anchor = "end" if side < 0 else "start"
+        parts.append(tag("text", text, x=x + 9 * side, y=y + 4, class_="halo", text_anchor=anchor))
     parts.append(tag("text", name, x=x, y=_TOP - 20, class_="label", text_anchor="middle"))
     return join(parts)
 

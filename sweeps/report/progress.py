@@ -31,18 +31,26 @@ class Progress:
         counts: Trials by state.
         best: The finished trial with the best objective; pruned ones were cut short and do not count.
         running: Trials that train now.
+
+    Args:
+        view: The sweep before anything of this process runs; it may grow, but no trial leaves it.
+        trials: Trials of the whole sweep, or None where nobody knows.
     """
 
-    def __init__(self, trials: int | None) -> None:
+    def __init__(self, view: SweepView, trials: int | None) -> None:
         self.counts: Counter[str] = Counter()
         self.best: TrialView | None = None
         self.running: list[TrialView] = []
+        self._view = view
         self._planned = trials
-        self._states: dict[str, str] = {}
+        self._states: dict[str, tuple[str, int]] = {}
         self._open: dict[str, TrialView] = {}
         self._settled_steps = 0
-        self._steps_before: int | None = None
         self._since: float | None = None
+        # A process that was killed leaves trials "running"; they run when they are started again.
+        self._left = {t.fingerprint: t.attempts for t in view.trials.values() if t.state == "running"}
+        self.update(0.0)
+        self._steps_before = self._steps()
 
     @property
     def known(self) -> int:
@@ -59,26 +67,27 @@ class Progress:
         """Trials that finished, failed or were pruned."""
         return self.counts["finished"] + self.counts["failed"] + self.counts["pruned"]
 
-    def update(self, view: SweepView, now: float) -> list[TrialView]:
-        """Takes in a view and gives the trials whose state changed since the last one.
+    def update(self, now: float) -> list[TrialView]:
+        """Trials whose state changed, or that were started again, since the last call.
 
         Args:
-            view: The sweep now; trials are never removed from one view to the next.
             now: The clock, in seconds.
         """
-        self._open.update(islice(view.trials.items(), self.known, None))
+        trials = self._view.trials
+        self._open.update(islice(trials.items(), self.known, None))
         changed = []
         for name in self._open:
-            trial = self._open[name] = view.trials[name]
-            before = self._states.get(name)
-            if trial.state != before:
-                self._count(name, before, trial.state)
+            trial = self._open[name] = trials[name]
+            state = (trial.state, trial.attempts)
+            if state != self._states.get(name):
+                self._count(name, state)
                 changed.append(trial)
         for trial in changed:
             if trial.state in ("finished", "pruned"):
-                self._settle(trial, view.direction)
-        self.running = [trial for trial in self._open.values() if trial.state == "running"]
-        self._start_clock(now)
+                self._settle(trial)
+        self.running = [trial for trial in self._open.values() if self._runs(trial)]
+        if self._since is None and self.running:
+            self._since = now
         return changed
 
     def seconds_left(self, now: float) -> float | None:
@@ -87,31 +96,28 @@ class Progress:
         Steps that remain, divided by the steps per second since the first trial was seen running.
         A trial that is still to come is taken to be as long as the mean of those that ended.
         """
-        if self._since is None or self._steps_before is None or self.planned is None:
+        if self._since is None or self.planned is None:
             return None
         done = self._steps() - self._steps_before
         if done <= 0 or now <= self._since:
             return None
         return self._steps_left() * (now - self._since) / done
 
-    def _count(self, name: str, before: str | None, after: str) -> None:
-        if before is not None:
-            self.counts[before] -= 1
-        self.counts[after] += 1
-        self._states[name] = after
+    def _runs(self, trial: TrialView) -> bool:
+        return trial.state == "running" and self._left.get(trial.fingerprint) != trial.attempts
 
-    def _settle(self, trial: TrialView, direction: str) -> None:
+    def _count(self, name: str, state: tuple[str, int]) -> None:
+        if name in self._states:
+            self.counts[self._states[name][0]] -= 1
+        self.counts[state[0]] += 1
+        self._states[name] = state
+
+    def _settle(self, trial: TrialView) -> None:
         del self._open[trial.fingerprint]
         self._settled_steps += trial.step
         best = self.best.objective if self.best else None
-        if trial.state == "finished" and better(trial.objective, best, direction):
+        if trial.state == "finished" and better(trial.objective, best, self._view.direction):
             self.best = trial
-
-    def _start_clock(self, now: float) -> None:
-        if self._steps_before is None:
-            self._steps_before = self._steps()
-        if self._since is None and self.running:
-            self._since = now
 
     def _steps(self) -> int:
         return self._settled_steps + sum(trial.step for trial in self._open.values())

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from sweeps.ledger import SweepView, TrialView
-from sweeps.report.scales import Shade
-from sweeps.report.words import better, number, plain, point_text
+from sweeps.report.scales import Scale, Shade, scale_of
+from sweeps.report.words import better, plain, point_text, score
 
+PREFERRED = ("optim.lr", "optim.weight_decay")
+_INTERVALS = ("log_uniform", "log_integers", "uniform", "integers")
 Item = TypeVar("Item")
 
 __all__ = ["Results", "describe", "failure_groups", "thin"]
@@ -25,7 +27,7 @@ class Results:
         view: The whole sweep.
         search: Trials of the search.
         finished: Trials of search and confirmation that ran to their end, the best first.
-        keys: Keys of the space that took more than one value, in the order of the space.
+        keys: Keys of the space that took more than one value, learning rate and weight decay first.
         shade: Colours of objectives; None while nothing has finished.
     """
 
@@ -60,6 +62,15 @@ class Results:
         """The sign before a pruned trial's value: it was stopped before it could get better."""
         return "≥ " if self.view.direction == "maximize" else "≤ "
 
+    def scale(self, key: str, trials: Sequence[TrialView], *, ordinal_up_to: int = 0) -> Scale:
+        """The axis of a key: all of its domain where that is an interval, else the values of some trials."""
+        domain = self.view.config.get("space", {}).get(key, {})
+        log = next(("log" in kind for kind in _INTERVALS if domain.get(kind)), None)
+        values = [trial.point[key] for trial in trials if key in trial.point]
+        if log is not None and len(set(values)) > ordinal_up_to:
+            values += next(domain[kind] for kind in _INTERVALS if domain.get(kind))
+        return scale_of(values, ordinal_up_to=ordinal_up_to, log=log)
+
     def best_of(self, trials: Iterable[TrialView]) -> TrialView | None:
         """The trial with the best objective of some, whatever their state."""
         best: TrialView | None = None
@@ -80,12 +91,13 @@ def _varied(trials: tuple[TrialView, ...]) -> tuple[str, ...]:
         holders.update(trial.point.keys())
         for key, value in trial.point.items():
             values[key].add(value)
-    return tuple(key for key in values if len(values[key]) > 1 or holders[key] < len(trials))
+    varied = [key for key in values if len(values[key]) > 1 or holders[key] < len(trials)]
+    return tuple(sorted(varied, key=lambda key: (key not in PREFERRED, key)))
 
 
 def describe(results: Results, trial: TrialView) -> str:
     """One line about a trial, for the pointer that rests on it."""
-    value = "no result" if trial.objective is None else f"{results.view.metric} {number(trial.objective)}"
+    value = "no result" if trial.objective is None else f"{results.view.metric} {score(trial.objective)}"
     bound = results.bound if trial.state == "pruned" and trial.objective is not None else ""
     return plain(
         f"trial {trial.number}, {trial.state}: {bound}{value}; {point_text(trial.point)}, seed {trial.seed}"

@@ -93,7 +93,8 @@ def _logarithmic(low: float, high: float, *, zero: bool) -> Scale:
         low, high = low / 2, high * 2
     scale = Scale("log", low, high, zero)
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    heads = (1,) if high / low > 50 else (1, 2, 5)
+    ratio = high / low
+    heads = (1, 2, 5) if ratio < 50 else (1, 3) if ratio < 2000 else (1,)
     values = [head * 10.0**power for power in decades for head in heads]
     inside = [value for value in values if low * 0.999 <= value <= high * 1.001]
     ticks = [(0.0, "0")] if zero else []

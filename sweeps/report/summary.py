@@ -1,4 +1,5 @@
 """What a person reads in the terminal when a sweep is over."""
+
 from sweeps.ledger import SweepView
 
 

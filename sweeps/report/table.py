@@ -7,7 +7,7 @@ from sweeps.report.html import Html, join, tag
 from sweeps.report.progress import planned_steps
 from sweeps.report.results import Results, failure_groups
 from sweeps.report.scales import is_number
-from sweeps.report.words import duration, number, plain, point_text, short_names
+from sweeps.report.words import duration, number, plain, point_text, score, short_names
 
 __all__ = ["failures", "trials_table"]
 
@@ -38,7 +38,7 @@ def trials_table(results: Results) -> Html:
 
 
 def _row(results: Results, trial: TrialView) -> Html:
-    value = "" if trial.objective is None else number(trial.objective)
+    value = "" if trial.objective is None else score(trial.objective)
     bound = results.bound if value and trial.state == "pruned" else ""
     points = (_cell(trial.point.get(key)) for key in results.keys)
     seconds = trial.seconds
@@ -57,12 +57,12 @@ def _row(results: Results, trial: TrialView) -> Html:
 
 
 def _cell(value: object) -> Html:
-    return tag("td", "–" if value is None else number(value), data_v=_exact(value))
+    return tag("td", "–" if value is None else number(value))
 
 
 def _exact(value: object) -> str | None:
     """What a float sorts by, where its four digits on the page would not do."""
-    return repr(value) if isinstance(value, float) and is_number(value) else None
+    return f"{value:.8g}" if isinstance(value, float) and is_number(value) else None
 
 
 def failures(results: Results) -> Html:

@@ -7,7 +7,17 @@ import re
 from collections.abc import Collection, Mapping
 from datetime import datetime
 
-__all__ = ["axis_label", "better", "date", "duration", "number", "plain", "point_text", "short_names"]
+__all__ = [
+    "axis_label",
+    "better",
+    "date",
+    "duration",
+    "number",
+    "plain",
+    "point_text",
+    "score",
+    "short_names",
+]
 
 _LABELS = {
     "optim.lr": "learning rate (per step)",
@@ -36,6 +46,11 @@ def number(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}".replace("e-0", "e-").replace("e+0", "e+")
     return plain(value, 60)
+
+
+def score(value: float | None) -> str:
+    """An objective, always with four significant digits, so that a column of them lines up."""
+    return "none" if value is None else f"{value:#.4g}"
 
 
 def duration(seconds: float) -> str:
