@@ -8,7 +8,7 @@ from typing import Literal
 from replora.errors import ConfigError
 from sweeps.config import SweepConfig
 
-__all__ = ["METRICS", "PRIMARY", "Objective", "objective_of"]
+__all__ = ["METRICS", "PRIMARY", "VALIDATION_EXAMPLES", "Objective", "objective_of"]
 
 Direction = Literal["maximize", "minimize"]
 
@@ -23,6 +23,9 @@ METRICS: dict[str, tuple[str, ...]] = {
     "digits": ("accuracy", "val_loss", "train_loss"),
     "image-folder": ("accuracy", "val_loss", "train_loss"),
 }
+
+#: Size of the validation split where it is fixed (known: a test counts it).
+VALIDATION_EXAMPLES: dict[str, int] = {"digits": 248}
 
 
 @dataclass(frozen=True)
