@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import NoReturn
 
@@ -20,6 +21,8 @@ from replora.verbs import Answer, Verb, nearest
 __all__ = ["main"]
 
 _INTERRUPTED = 130
+#: Environment variable that shows where an error of the operating system came from.
+_TRACEBACK = "REPLORA_TRACEBACK"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,6 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # The reader of our output left; Python flushes at exit.
         return 1
+    except OSError as error:
+        if os.environ.get(_TRACEBACK):
+            raise
+        _note(f"{type(error).__name__}: {error}\n  Set {_TRACEBACK}=1 to see where.")
+        return MachineError.exit_status
 
 
 def find_verbs() -> dict[str, Verb]:
@@ -116,10 +124,22 @@ def _overview(verbs: dict[str, Verb]) -> str:
 
 
 def _print(answer: Answer, as_json: bool) -> None:
-    text = json.dumps(answer.document, allow_nan=False) if as_json else answer.text
+    text = json.dumps(_finite(answer.document), allow_nan=False) if as_json else answer.text
     if text:
         sys.stdout.write(text.rstrip("\n") + "\n")
         sys.stdout.flush()
+
+
+def _finite(value: object) -> object:
+    """The value with null for NaN and infinities, which JSON does not have."""
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case Mapping():
+            return {key: _finite(below) for key, below in value.items()}
+        case list() | tuple():
+            return [_finite(below) for below in value]
+    return value
 
 
 @contextlib.contextmanager

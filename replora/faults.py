@@ -45,7 +45,7 @@ class Fault:
 
 
 def config_error(faults: Iterable[Fault], origins: Origins, place: str) -> ConfigError:
-    """One error with every fault, in the order of their lines.
+    """One error with every fault: those of files in the order of their lines, then those of overrides.
 
     Args:
         faults: At least one.
@@ -54,7 +54,7 @@ def config_error(faults: Iterable[Fault], origins: Origins, place: str) -> Confi
     """
     placed = sorted(
         {(_origin(fault, origins) or Origin(place), fault.text, fault.hint) for fault in faults},
-        key=lambda found: (found[0].place, found[0].line or 0, found[1]),
+        key=lambda found: (found[0].line is None, found[0].place, found[0].line or 0, found[1]),
     )
     entries = [f"{origin}: {text}" + (f"\n  {hint}" if hint else "") for origin, text, hint in placed]
     if len(entries) == 1:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from replora.commands.showing import add_run_arguments, describe, describe_text, run_of
 from replora.errors import CheckpointError
+from replora.train.events import Event, Reported
 from replora.verbs import Answer, Verb
 
 __all__ = ["EVAL", "EXPORT", "TRAIN"]
@@ -18,37 +20,54 @@ def _configure_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dir", type=Path, metavar="D", help="folder of the run (default: runs/train/<fingerprint>)"
     )
+    parser.add_argument(
+        "--test",
+        action=argparse.BooleanOptionalAction,
+        help="read the test split once, at the end (default: only for a sweep's best.yaml)",
+    )
 
 
 def _train(options: argparse.Namespace) -> Answer:
     config = run_of(options)
     facts = describe(config)
     folder: Path = options.dir or Path("runs", "train", facts["fingerprint"])
+    test: bool = Path(options.run).name == "best.yaml" if options.test is None else options.test
     if options.dry_run:
-        text = f"{describe_text(facts)}\nwould train            {config.train.steps} steps in {folder}"
-        return Answer({"run_dir": str(folder), "dry_run": True, **facts}, text)
+        plan = f"would train {config.train.steps} steps in {folder}" + (
+            " and read the test split" if test else ""
+        )
+        document = {"run_dir": str(folder), "dry_run": True, "test": test, **facts}
+        return Answer(document, f"{describe_text(facts)}\n{plan}")
     from replora.train.loop import train
 
-    result = train(config, folder)
+    result = train(config, folder, test=test, on_event=_progress)
     document = {
         "run_dir": str(result.run_dir),
-        "metrics": dict(result.metrics),
+        "metrics": result.metrics,
         "seconds": result.seconds,
-        "fingerprint": facts["fingerprint"],
+        "fingerprint": result.fingerprint,
     }
     return Answer(
         document, f"{_metrics(result.metrics)}\nTrained in {result.seconds:.1f} s: {result.run_dir}"
     )
 
 
+def _progress(event: Event) -> None:
+    if isinstance(event, Reported):
+        values = "  ".join(
+            f"{name} {value:.4g}" for name, value in event.metrics.items() if name != "seconds"
+        )
+        sys.stderr.write(f"step {event.step}  {values}\n")
+
+
 def _configure_eval(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="folder of a finished run")
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="folder of a finished run or trial")
     parser.add_argument("--split", choices=("val", "test"), default="val", help="default: %(default)s")
 
 
 def _evaluate(options: argparse.Namespace) -> Answer:
     _require_folder(options.run_dir)
-    from replora.train.evaluate import evaluate
+    from replora.train.loop import evaluate
 
     metrics = evaluate(options.run_dir, options.split)
     document = {"run_dir": str(options.run_dir), "split": options.split, "metrics": metrics}
@@ -56,7 +75,7 @@ def _evaluate(options: argparse.Namespace) -> Answer:
 
 
 def _configure_export(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="folder of a finished run")
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="folder of a finished run or trial")
     parser.add_argument(
         "--as",
         dest="form",
@@ -83,7 +102,7 @@ def _require_folder(folder: Path) -> None:
         )
 
 
-def _metrics(metrics: dict[str, Any]) -> str:
+def _metrics(metrics: Mapping[str, float]) -> str:
     width = max(map(len, metrics), default=0)
     return "\n".join(f"{name.ljust(width)}  {value:.6g}" for name, value in metrics.items())
 

@@ -62,19 +62,24 @@ def describe(config: RunConfig) -> dict[str, Any]:
 def describe_text(facts: dict[str, Any]) -> str:
     """The same facts for a person."""
     lines = [yaml.safe_dump(facts["config"], sort_keys=False, default_flow_style=None).rstrip(), ""]
-    lines.append(f"fingerprint           {facts['fingerprint']}")
-    if facts["base_parameters"] is None:
-        return "\n".join([*lines, "parameters            known once the backbone is built"])
-    head = facts["head_parameters"]
-    memory = facts["memory_bytes"]
-    lines += [
-        f"trainable parameters  {facts['trainable_parameters']:,} ({facts['percent_of_base']:.2f} % of the base)",
-        f"head parameters       {'known once the data is read' if head is None else f'{head:,}'}",
-        f"base parameters       {facts['base_parameters']:,}",
-        f"memory                {_mib(memory['base'])} MiB for the base, {_mib(memory['training'])} MiB for what trains,"
-        " and activations",
-    ]
+    lines += [f"{name.ljust(22)}{value}" for name, value in _size_rows(facts)]
     return "\n".join(lines)
+
+
+def _size_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [("fingerprint", facts["fingerprint"])]
+    if facts["base_parameters"] is None:
+        return [*rows, ("parameters", "known once the backbone is built")]
+    head, memory = facts["head_parameters"], facts["memory_bytes"]
+    base, training = (f"{memory[part] / 2**20:,.1f} MiB" for part in ("base", "training"))
+    share = f"{facts['percent_of_base']:.2f} % of the base"
+    return [
+        *rows,
+        ("trainable parameters", f"{facts['trainable_parameters']:,} ({share})"),
+        ("head parameters", "known once the data is read" if head is None else f"{head:,}"),
+        ("base parameters", f"{facts['base_parameters']:,}"),
+        ("memory", f"{base} for the base, {training} for what trains, and activations"),
+    ]
 
 
 def _memory_bytes(config: RunConfig, base: int, trained: int) -> dict[str, int]:
@@ -84,10 +89,6 @@ def _memory_bytes(config: RunConfig, base: int, trained: int) -> dict[str, int]:
     """
     trained_bytes = 4 * (8 if config.train.precision == "fp64" else 4)
     return {"base": base * _BYTES[config.train.precision], "training": trained * trained_bytes}
-
-
-def _mib(amount_bytes: int) -> str:
-    return f"{amount_bytes / 2**20:,.1f}"
 
 
 def _run(options: argparse.Namespace) -> Answer:

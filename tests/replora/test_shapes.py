@@ -1,0 +1,94 @@
+"""Sizes computed without torch equal those of the built models; parameter counts equal the known ones."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import timm
+import torch
+
+from replora.config import FullMethod, LinearProbeMethod, LoraMethod, MethodConfig, ReploraMethod
+from replora.methods.adaptation import adapt
+from replora.models import BACKBONES
+from replora.models.base import Backbone
+from replora.models.digits import build_digits_vit
+from replora.models.shapes import TargetShape, shapes_of
+from replora.models.vision import vit_features, vit_targets
+from replora.parameters import trainable_parameters
+
+METHODS: list[MethodConfig] = [
+    FullMethod(),
+    LinearProbeMethod(),
+    LoraMethod(rank=3, targets=("query", "up")),
+    ReploraMethod(),
+    ReploraMethod(shared=False, seed="dense", rank=4, hidden=6),
+    ReploraMethod(scope="model", targets=("query", "value", "down")),
+    ReploraMethod(scope="model", shared=False, seed="dense", plain_targets=("key", "up")),
+]
+#: Every plain ViT of timm whose sizes we claim to know by its name.
+TIMM = sorted(f"timm/{name}" for name in timm.list_models("vit_*") if shapes_of(f"timm/{name}"))
+
+
+def built(name: str) -> torch.nn.Module:
+    """The backbone without weights and without a head."""
+    with torch.device("meta"):
+        if name == "vit-digits":
+            return build_digits_vit()
+        named = re.search(r"timm (\S+)\)", BACKBONES.get(name, ""))
+        model: torch.nn.Module = timm.create_model(
+            named[1] if named else name.removeprefix("timm/"), pretrained=False, num_classes=0
+        )
+        return model
+
+
+@pytest.mark.parametrize("name", [*BACKBONES, *TIMM])
+def test_base_parameters_equal_the_built_model(name: str) -> None:
+    shape = shapes_of(name)
+    assert shape is not None
+    assert shape.base_parameters == sum(weight.numel() for weight in built(name).parameters())
+
+
+@pytest.mark.parametrize("name", ["vit-digits", "vit-s16"])
+def test_targets_equal_the_built_model(name: str) -> None:
+    shape = shapes_of(name)
+    assert shape is not None
+    targets = vit_targets(built(name))  # type: ignore[arg-type]
+    assert [TargetShape(t.name, t.block, t.inputs, t.outputs) for t in targets] == list(shape.targets)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=repr)
+def test_count_equals_the_parameters_that_a_slot_trains(method: MethodConfig) -> None:
+    model, shape = build_digits_vit(), shapes_of("vit-digits")
+    assert shape is not None
+    backbone = Backbone("vit-digits", model, vit_targets(model), vit_features, shape.width, "sha256:0")
+    trained = sum(torch.Size(size).numel() for size in adapt(backbone, method).shapes(method).values())
+    assert trainable_parameters(method, shape.targets, shape.base_parameters) == trained
+
+
+def test_lora_of_rank_8_on_vit_b16_has_the_known_count() -> None:
+    shape = shapes_of("vit-b16")
+    assert shape is not None
+    assert trainable_parameters(LoraMethod(rank=8), shape.targets, shape.base_parameters) == 294_912
+
+
+def test_default_replora_on_vit_b16_has_the_known_count() -> None:
+    shape = shapes_of("vit-b16")
+    assert shape is not None
+    count = trainable_parameters(ReploraMethod(rank=8, hidden=16), shape.targets, shape.base_parameters)
+    assert count == pytest.approx(0.593e6, abs=500)
+
+
+@pytest.mark.parametrize(
+    "name", ["timm/swin_tiny_patch4_window7_224", "timm/vit_base_patch16_clip_224", "unknown"]
+)
+def test_sizes_of_other_architectures_are_not_guessed(name: str) -> None:
+    assert shapes_of(name) is None
+
+
+def test_timm_has_plain_vits_that_are_known_by_name() -> None:
+    assert {"timm/vit_tiny_patch16_224", "timm/vit_base_patch32_384"} <= set(TIMM)
+
+
+def test_tag_of_timm_weights_does_not_change_the_sizes() -> None:
+    assert shapes_of("timm/vit_base_patch16_224.augreg_in21k") == shapes_of("vit-b16")
