@@ -125,14 +125,13 @@ class LowRankAdaptation:
         """Makes all factors and binds each block's share to its layer."""
         low_rank = [_low_rank(method) for method in methods]
         device = next(iter(parameters.values())).device
-        ranks = {method.rank for method in low_rank}
-        mask = torch.tensor([m.rank for m in low_rank], device=device) if len(ranks) > 1 else None
+        ranks = torch.tensor([method.rank for method in low_rank], device=device)
         scale = torch.tensor([m.alpha / m.rank for m in low_rank], dtype=self._dtype, device=device)
         self._rates = tuple(method.dropout for method in low_rank)
         self._made, self._grads = [], []
         bound: dict[str, list[LayerFactors]] = {path: [] for path in self._layers}
         for source in self._sources:
-            for site, factors in zip(source.sites, source.make(parameters, mask), strict=True):
+            for site, factors in zip(source.sites, source.make(parameters, ranks), strict=True):
                 for module, share in zip(site.modules, self._per_layer(site, factors), strict=True):
                     bound[module].append(share)
         anchor = torch.zeros((), device=device, requires_grad=True)
@@ -214,47 +213,44 @@ class ProbeAdaptation:
 
 
 class FullAdaptation:
-    """Full fine-tuning: a slot's parameters are all weights of the base, run by `vmap` over slots.
+    """Full fine-tuning: a slot's parameters are all weights of the base.
 
-    Packing it saves no memory (K whole models) and pays only while a step is bound by overhead.
+    Slots run one after the other: there is no shared base, so a pack saves nothing here, but any mix
+    of trials may still sit in one sweep.
     """
 
     def __init__(self, backbone: Backbone) -> None:
-        self._backbone = backbone
-        self._model = copy_structure(backbone.model)
-        for module in self._model.modules():
-            if hasattr(module, "fused_attn"):  # vmap has no rule for the fused CPU kernel
-                module.fused_attn = False
-        self._parameters: dict[str, Tensor] = {}
+        self._call = _FeatureCall(backbone, copy_structure(backbone.model))
+        self._slots: list[dict[str, Tensor]] = []
 
     def shapes(self, method: MethodConfig) -> Shapes:
         """Every weight of the base."""
-        return {f"base.{name}": tuple(p.shape) for name, p in self._model.named_parameters()}
+        return {f"base.{name}": tuple(p.shape) for name, p in self._call.model.named_parameters()}
 
     def initial(self, method: MethodConfig, generator: torch.Generator) -> dict[str, Tensor]:
         """The pre-trained weights."""
-        return {f"base.{name}": p.detach() for name, p in self._model.named_parameters()}
+        return {f"base.{name}": p.detach() for name, p in self._call.model.named_parameters()}
 
     def prepare(self, parameters: Mapping[str, Tensor], methods: Sequence[MethodConfig]) -> None:
-        """Picks the base's weights `[K, *shape]` out of a slot's parameters."""
-        self._parameters = {
-            name.removeprefix("base."): tensor.to(next(self._model.parameters()).dtype)
+        """Deals the base's weights `[K, *shape]` out to the slots."""
+        dtype = next(self._call.parameters()).dtype
+        shares = {
+            name.replace("base.", "model.", 1): tensor.to(dtype).unbind(0)
             for name, tensor in parameters.items()
             if name.startswith("base.")
         }
+        self._slots = [{name: s[slot] for name, s in shares.items()} for slot in range(len(methods))]
 
     def features(self, batch: Batch) -> Tensor:
         """Each slot's own model on its own examples, `[K, B, D]`."""
-
-        def one(parameters: dict[str, Tensor], examples: dict[str, Tensor]) -> Tensor:
-            call = _FeatureCall(self._backbone, self._model)
-            weights = {f"model.{name}": tensor for name, tensor in parameters.items()}
-            return functional_call(call, weights, (examples,))  # type: ignore[no-any-return]
-
-        return torch.func.vmap(one)(self._parameters, dict(batch))
+        outputs = []
+        for slot, weights in enumerate(self._slots):
+            examples = {name: tensor[slot] for name, tensor in batch.items()}
+            outputs.append(functional_call(self._call, weights, (examples,)))
+        return torch.stack(outputs)
 
     def settle(self) -> None:
-        """Parameters are used directly; gradients are already there."""
+        """Parameters are used directly; their gradients are already there."""
 
     def drop_with(self, generators: Sequence[torch.Generator] | None) -> None:
         """The base's own dropout stays off."""

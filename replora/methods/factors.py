@@ -50,8 +50,8 @@ class FactorSource(Protocol):
         """One slot's parameters at the start (fp64), for which the update is exactly zero."""
         ...
 
-    def make(self, parameters: Mapping[str, Tensor], ranks: Tensor | None) -> list[Factors]:
-        """Factors of each site; `ranks [K]` is None where no slot is padded in rank."""
+    def make(self, parameters: Mapping[str, Tensor], ranks: Tensor) -> list[Factors]:
+        """Factors of each site; `ranks [K]` are the slots' own ranks."""
         ...
 
 
@@ -88,7 +88,7 @@ class DirectFactors:
                 tensors[name].uniform_(-bound, bound, generator=generator)
         return tensors
 
-    def make(self, parameters: Mapping[str, Tensor], ranks: Tensor | None) -> list[Factors]:
+    def make(self, parameters: Mapping[str, Tensor], ranks: Tensor) -> list[Factors]:
         """The parameters themselves; nothing is computed."""
         return [
             (parameters[self._a(site)], tuple(parameters[self._b(t)] for t in site.targets))
@@ -158,7 +158,8 @@ class GeneratedFactors:
             seed.copy_(torch.eye(method.rank) if self._dense else torch.ones(()))
             tensors[f"{name}.weight"].uniform_(-bound, bound, generator=generator)
             if side != method.zero_side:
-                hidden = self._hidden(side, {n: t.unsqueeze(0) for n, t in tensors.items()}, None)
+                alone = {name: tensor.unsqueeze(0) for name, tensor in tensors.items()}
+                hidden = self._hidden(side, alone, torch.tensor([method.rank]))
                 self._start_heads(side, tensors, hidden.square().mean().item(), generator)
         return tensors
 
@@ -173,7 +174,7 @@ class GeneratedFactors:
                 wanted = 1 / math.sqrt(3 * site.inputs)
                 head.normal_(0.0, wanted / math.sqrt(head.shape[-2] * power), generator=generator)
 
-    def make(self, parameters: Mapping[str, Tensor], ranks: Tensor | None) -> list[Factors]:
+    def make(self, parameters: Mapping[str, Tensor], ranks: Tensor) -> list[Factors]:
         """All layers of the group at once: one hidden layer and one product per head and side."""
         hidden_a = self._hidden("A", parameters, ranks)
         hidden_b = self._hidden("B", parameters, ranks)
@@ -189,14 +190,12 @@ class GeneratedFactors:
             position += len(site.targets)
         return factors
 
-    def _hidden(self, side: str, parameters: Mapping[str, Tensor], ranks: Tensor | None) -> Tensor:
+    def _hidden(self, side: str, parameters: Mapping[str, Tensor], ranks: Tensor) -> Tensor:
         """Hidden layer `[K, L, G, R, H]`: `act(seed W1 + bias)`, masked to each slot's own rank."""
         name = f"{self._prefix}generator.{side}"
         seed, weight = parameters[f"{name}.seed"], parameters[f"{name}.weight"]
         mixed = seed @ weight if self._dense else seed.unsqueeze(-1) * weight
         hidden = self._activation(mixed + parameters[f"{name}.bias"])
-        if ranks is None:
-            return hidden
         columns = torch.arange(hidden.shape[-2], device=hidden.device)
         live = (columns < ranks.unsqueeze(1)).to(hidden.dtype)
         return hidden * live.view(len(ranks), 1, 1, -1, 1)

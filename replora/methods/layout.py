@@ -2,7 +2,7 @@
 
 One row per slot makes everything per slot cheap and exact: clipping is a norm over a row, AdamW a
 few products over the matrix with a column of learning rates, a refill writes a row, a checkpoint
-reads one. Slots of different ranks and widths share a layout padded to the largest; the padding is
+reads one. Slots of different ranks and widths share a layout that covers the largest; the padding is
 zero and stays zero (its gradients are exactly zero, see `replora.methods.factors`).
 """
 
@@ -15,9 +15,31 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Layout", "Shapes"]
+from replora.config import LowRankMethod, MethodConfig, ReploraMethod
+
+__all__ = ["Layout", "Shapes", "cover"]
 
 Shapes = Mapping[str, tuple[int, ...]]
+
+#: Ranks and widths are padded to multiples of this, even in a pack of one. From 16 on, more zeros do
+#: not change how this project's CPU matrix products round, so a trial's numbers are bit for bit the
+#: same whatever ranks its neighbours have (tests/contracts).
+PADDING = 16
+
+
+def cover(methods: Sequence[MethodConfig]) -> MethodConfig:
+    """One method whose parameters hold those of every given method, padding included."""
+    first = methods[0]
+    changes: dict[str, int] = {}
+    if isinstance(first, LowRankMethod):
+        changes["rank"] = _padded(max(m.rank for m in methods if isinstance(m, LowRankMethod)))
+    if isinstance(first, ReploraMethod):
+        changes["hidden"] = _padded(max(m.hidden for m in methods if isinstance(m, ReploraMethod)))
+    return first.model_copy(update=changes)
+
+
+def _padded(number: int) -> int:
+    return -(-number // PADDING) * PADDING
 
 
 @dataclass(frozen=True)
@@ -25,16 +47,6 @@ class Layout:
     """Names, padded shapes and offsets of a row of `width` numbers."""
 
     shapes: dict[str, tuple[int, ...]]
-
-    @classmethod
-    def covering(cls, slots: Sequence[Shapes]) -> Layout:
-        """The smallest layout in which every slot's shapes fit, dimension by dimension."""
-        shapes: dict[str, tuple[int, ...]] = {}
-        for own in slots:
-            for name, shape in own.items():
-                before = shapes.get(name, shape)
-                shapes[name] = tuple(max(pair) for pair in zip(before, shape, strict=True))
-        return cls(shapes)
 
     @property
     def width(self) -> int:

@@ -18,15 +18,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from replora.config import LowRankMethod, MethodConfig, OptimConfig, RunConfig
+from replora.config import RunConfig
 from replora.errors import CheckpointError, ConfigError
-from replora.methods.adaptation import Adaptation, adapt
 from replora.methods.folder import SavedAdapter, save_adapter
-from replora.methods.layout import Layout, Shapes
+from replora.methods.layout import Layout, Shapes, cover
 from replora.models.base import Backbone
-from replora.tasks.base import Batch, Task
+from replora.tasks.base import SplitName, Task
 from replora.train.checkpoint import SlotState, newest_checkpoint, write_checkpoint
 from replora.train.events import Checkpointed, Event, Failed, Finished, Reported
+from replora.train.model import SlotModel
 from replora.train.optim import adamw_step, clip_rows, learning_rate
 from replora.train.streams import example_indices, initial_generator, step_generator
 
@@ -80,9 +80,7 @@ class Pack:
         self._key = pack_key(config)
         self._backbone, self._task = backbone, task
         self._train_split = task.split("train")
-        self._adaptation: Adaptation = adapt(backbone, config.method)
-        self._device = next(backbone.model.parameters()).device
-        self._dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
+        self._model = SlotModel(backbone, task, config)
         self._occupied: list[_Slot] = []
         self._layout = Layout({})
         self._rows = self._new_rows(0)
@@ -114,10 +112,10 @@ class Pack:
             raise ConfigError(f"trial {trial}: differs from this pack in more than a slot may differ")
         if self.free < 1:
             raise ConfigError(f"trial {trial}: all {self.slots} slots of the pack are taken")
-        slot = _Slot(trial, config, folder, self._own_shapes(config.method))
+        slot = _Slot(trial, config, folder, self._model.shapes(config.method))
         state = newest_checkpoint(folder / "checkpoints", trial)
         if state is None:
-            tensors = {f"value/{name}": tensor for name, tensor in self._initial(config).items()}
+            tensors = {f"value/{name}": tensor for name, tensor in self._model.initial(config).items()}
         else:
             tensors = state.tensors
             slot.step, slot.loss_sum, slot.loss_count = state.step, state.loss_sum, state.loss_count
@@ -143,7 +141,7 @@ class Pack:
         if not self._occupied:
             return []
         losses = self._backward()
-        self._adaptation.settle()
+        self._model.adaptation.settle()
         self._collect_gradients()
         self._update()
         events: list[Event] = []
@@ -164,13 +162,13 @@ class Pack:
         train = self._occupied[0].config.train
         micro = train.micro_batch or train.batch
         passes = train.batch // micro
-        self._adaptation.prepare(self._leaves, [slot.config.method for slot in self._occupied])
-        generators = [step_generator(slot.config.seed, slot.step, self._device) for slot in self._occupied]
-        self._adaptation.drop_with(generators)
-        total = torch.zeros(len(self._occupied), dtype=torch.float64, device=self._device)
+        self._model.adaptation.prepare(self._leaves, [slot.config.method for slot in self._occupied])
+        generators = [step_generator(slot.config.seed, slot.step, self._model.device) for slot in self._occupied]
+        self._model.adaptation.drop_with(generators)
+        total = torch.zeros(len(self._occupied), dtype=torch.float64, device=self._model.device)
         for index in range(passes):
             batch = self._training_batch(index * micro, micro, generators)
-            loss = self._task.loss(self._forward(batch, self._leaves), batch) / passes
+            loss = self._task.loss(self._model.forward(batch, self._leaves), batch) / passes
             loss.sum().backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         return total.tolist()  # type: ignore[no-any-return]
@@ -185,13 +183,6 @@ class Pack:
             indices = example_indices(slot.config.seed, len(self._train_split), start, count)
             parts.append(self._train_split.take(indices, generator))
         return {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
-
-    def _forward(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Tensor:
-        """Head outputs `[K, B, C]`."""
-        features = self._adaptation.features(batch).to(self._dtype)
-        return torch.baddbmm(
-            parameters["head.bias"].unsqueeze(1), features, parameters["head.weight"].transpose(1, 2)
-        )
 
     def _collect_gradients(self) -> None:
         """Moves the leaves' gradients into the gradient matrix."""
@@ -246,16 +237,11 @@ class Pack:
         slot.loss_sum, slot.loss_count = 0.0, 0
         return metrics
 
-    def _evaluate(self, slots: Sequence[_Slot], split: str) -> list[dict[str, float]]:
-        """Metrics of some slots on a whole split, in one packed pass."""
-        index = torch.tensor([self._occupied.index(slot) for slot in slots], device=self._device)
+    def _evaluate(self, slots: Sequence[_Slot], split: SplitName) -> list[dict[str, float]]:
+        """Metrics of some slots on a whole split."""
+        index = torch.tensor([self._occupied.index(slot) for slot in slots], device=self._model.device)
         parameters = self._layout.views(self._rows["value"].index_select(0, index))
-        with torch.no_grad():
-            self._adaptation.prepare(parameters, [slot.config.method for slot in slots])
-            self._adaptation.drop_with(None)
-            return self._task.evaluate(
-                lambda batch: self._forward(batch, parameters), len(slots), split  # type: ignore[arg-type]
-            )
+        return self._model.evaluate(parameters, [slot.config.method for slot in slots], split)
 
     def _save_due(self) -> list[Event]:
         return [
@@ -283,22 +269,6 @@ class Pack:
             slot.folder / "adapter", SavedAdapter(slot.config, self._backbone.fingerprint, width, tensors)
         )
 
-    def _own_shapes(self, method: MethodConfig) -> Shapes:
-        width, outputs = self._backbone.width, self._task.head_width
-        return {
-            **self._adaptation.shapes(method),
-            "head.weight": (outputs, width),
-            "head.bias": (outputs,),
-        }
-
-    def _initial(self, config: RunConfig) -> dict[str, Tensor]:
-        """A run's start: a function of its seed alone. The head starts normal with deviation 0.01."""
-        generator = initial_generator(config.seed)
-        tensors = self._adaptation.initial(config.method, generator)
-        width, outputs = self._backbone.width, self._task.head_width
-        head = torch.zeros(outputs, width, dtype=torch.float64).normal_(0.0, 0.01, generator=generator)
-        return {**tensors, "head.weight": head, "head.bias": torch.zeros(outputs, dtype=torch.float64)}
-
     def _find(self, trial: str) -> _Slot:
         for slot in self._occupied:
             if slot.trial == trial:
@@ -317,8 +287,10 @@ class Pack:
 
     def _resize(self, slots: Sequence[_Slot]) -> None:
         """Fits the padding to the slots that are there; rows of occupied slots are carried over."""
-        layout = Layout.covering([slot.shapes for slot in slots])
-        if layout == self._layout or not slots:
+        if not slots:
+            return
+        layout = Layout(self._model.shapes(cover([slot.config.method for slot in slots])))
+        if layout == self._layout:
             return
         before, self._layout = self._layout, layout
         old_rows, self._rows = self._rows, self._new_rows(layout.width)
@@ -328,7 +300,7 @@ class Pack:
 
     def _new_rows(self, width: int) -> dict[str, Tensor]:
         return {
-            part: torch.zeros(self.slots, width, dtype=self._dtype, device=self._device)
+            part: torch.zeros(self.slots, width, dtype=self._model.dtype, device=self._model.device)
             for part in ("value", "first", "second", "grad")
         }
 

@@ -1,0 +1,151 @@
+"""One run from start to end: a pack of one, with a folder that remembers where it was."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import yaml
+
+from replora.atomic import write_atomically
+from replora.check import check_fits
+from replora.config import RunConfig
+from replora.errors import AdapterError, CheckpointError, DivergedError, RunFailedError
+from replora.fingerprint import fingerprint
+from replora.methods.folder import load_adapter
+from replora.models.load import load_backbone
+from replora.tasks.base import SplitName
+from replora.tasks.load import load_task
+from replora.train.events import Event, Failed, Finished
+from replora.train.model import SlotModel
+from replora.train.pack import Pack
+
+__all__ = ["RunResult", "evaluate", "pick_device", "train"]
+
+RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run leaves behind.
+
+    Attributes:
+        run_dir: Its folder: `config.yaml`, `result.json`, `adapter/`, `checkpoints/`.
+        fingerprint: Of its configuration.
+        metrics: Validation metrics after the last step; with the final test, also `test_<metric>`.
+        seconds: Of training, over all attempts that this process made.
+    """
+
+    run_dir: str
+    fingerprint: str
+    metrics: dict[str, float]
+    seconds: float
+
+
+def train(
+    config: RunConfig,
+    folder: Path,
+    *,
+    test: bool = False,
+    on_event: Callable[[Event], None] = lambda event: None,
+) -> RunResult:
+    """Trains one run to its end, from its newest checkpoint where there is one.
+
+    A run that has already finished is not trained again, and its test split is not read again.
+
+    Args:
+        config: The run.
+        folder: Its own folder; it may hold an earlier attempt of the same run.
+        test: Read the test split, once, after the last step.
+        on_event: Called with each report, checkpoint and ending.
+
+    Raises:
+        CheckpointError: If the folder belongs to another run.
+        DivergedError: If the loss became NaN or infinite.
+        RunFailedError: If the run ended otherwise without a result.
+    """
+    name = fingerprint(config)
+    result = _claim(folder, config, name)
+    if result is None:
+        result = _train(config, name, folder, on_event)
+        _write_result(folder, result)
+    if test and not any(key.startswith("test_") for key in result.metrics):
+        scores = evaluate(folder, "test")
+        tested = {f"test_{key}": value for key, value in scores.items()}
+        result = RunResult(result.run_dir, name, {**result.metrics, **tested}, result.seconds)
+        _write_result(folder, result)
+    return result
+
+
+def evaluate(run_dir: Path, split: SplitName) -> dict[str, float]:
+    """Metrics of a run's (or trial's) adapter on a split.
+
+    Raises:
+        AdapterError: If the folder holds no adapter, or one of another backbone.
+    """
+    adapter = load_adapter(run_dir / "adapter")
+    config, device = adapter.config, pick_device()
+    backbone = load_backbone(config.backbone, precision=config.train.precision, device=device)
+    if backbone.fingerprint != adapter.backbone_fingerprint:
+        raise AdapterError(
+            f"{run_dir}: the adapter was trained on the base {adapter.backbone_fingerprint}, "
+            f"but {config.backbone.name} with weights {config.backbone.weights} is {backbone.fingerprint}"
+        )
+    task = load_task(config.task, precision=config.train.precision, device=device)
+    model = SlotModel(backbone, task, config)
+    parameters = model.one(adapter.tensors, config.method)
+    return model.evaluate(parameters, [config.method], split)[0]
+
+
+def pick_device() -> torch.device:
+    """The first GPU, or the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _train(config: RunConfig, name: str, folder: Path, on_event: Callable[[Event], None]) -> RunResult:
+    device, started = pick_device(), time.perf_counter()
+    backbone = load_backbone(config.backbone, precision=config.train.precision, device=device)
+    check_fits(config, backbone.targets)
+    task = load_task(config.task, precision=config.train.precision, device=device)
+    pack = Pack(config, backbone, task, slots=1)
+    pack.admit(name, config, folder)
+    last: Event | None = None
+    while pack.trials:
+        for last in pack.step():
+            on_event(last)
+    if isinstance(last, Finished):
+        return RunResult(str(folder), name, last.metrics, time.perf_counter() - started)
+    if isinstance(last, Failed) and last.kind == "diverged":
+        raise DivergedError(f"{folder}: {last.reason} at step {last.step}. Lower optim.lr or set optim.clip_norm.")
+    raise RunFailedError(f"{folder}: {last.reason if isinstance(last, Failed) else 'ended without a result'}")
+
+
+def _claim(folder: Path, config: RunConfig, name: str) -> RunResult | None:
+    """Makes the folder this run's own; returns its result if it has finished."""
+    described = folder / "config.yaml"
+    if described.exists():
+        owner = yaml.safe_load(described.read_text())
+        if not isinstance(owner, dict) or owner.get("fingerprint") != name:
+            found = owner.get("fingerprint") if isinstance(owner, dict) else "unreadable"
+            raise CheckpointError(
+                f"{folder}: belongs to the run {found}, not to {name}. Name another folder with --dir."
+            )
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {"fingerprint": name, "run": config.model_dump(mode="json")}
+        write_atomically(described, yaml.safe_dump(content, sort_keys=False).encode())
+    finished = folder / RESULT
+    if not finished.exists():
+        return None
+    try:
+        return RunResult(**json.loads(finished.read_text()))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{finished}: damaged: {error}. Remove it to evaluate the run again.") from error
+
+
+def _write_result(folder: Path, result: RunResult) -> None:
+    write_atomically(folder / RESULT, json.dumps(asdict(result), indent=2).encode() + b"\n")

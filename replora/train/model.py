@@ -1,0 +1,82 @@
+"""A task head on an adapted backbone, with the slot axis: what a pack trains and `eval` reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from replora.config import MethodConfig, RunConfig
+from replora.errors import AdapterError
+from replora.methods.adaptation import adapt
+from replora.methods.layout import Layout, Shapes, cover
+from replora.models.base import Backbone
+from replora.tasks.base import Batch, SplitName, Task
+from replora.train.streams import initial_generator
+
+__all__ = ["SlotModel"]
+
+_HEAD_DEVIATION = 0.01  # choice: small enough that all classes start nearly equal
+
+
+class SlotModel:
+    """K slots on one base: `features -> head`, `logits_k = W_k features_k + b_k`.
+
+    Args:
+        backbone: The frozen base.
+        task: Gives the head's width, the loss and the metrics.
+        config: A run; fixes the structure of the method and the precision.
+    """
+
+    def __init__(self, backbone: Backbone, task: Task, config: RunConfig) -> None:
+        self.adaptation = adapt(backbone, config.method)
+        self.device = next(backbone.model.parameters()).device
+        self.dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
+        self._task = task
+        self._head = (task.head_width, backbone.width)
+
+    def shapes(self, method: MethodConfig) -> Shapes:
+        """Names and shapes of everything that one slot trains."""
+        own = self.adaptation.shapes(method)
+        return {**own, "head.weight": self._head, "head.bias": self._head[:1]}
+
+    def initial(self, config: RunConfig) -> dict[str, Tensor]:
+        """A run's start (fp64), a function of its seed alone; the head is normal with deviation 0.01."""
+        generator = initial_generator(config.seed)
+        tensors = self.adaptation.initial(config.method, generator)
+        weight = torch.zeros(self._head, dtype=torch.float64)
+        weight.normal_(0.0, _HEAD_DEVIATION, generator=generator)
+        return {**tensors, "head.weight": weight, "head.bias": torch.zeros(self._head[0], dtype=torch.float64)}
+
+    def forward(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Tensor:
+        """Outputs `[K, B, C]` for a batch `[K, B, ...]`, with the parameters last prepared."""
+        features = self.adaptation.features(batch).to(self.dtype)
+        bias, weight = parameters["head.bias"], parameters["head.weight"]
+        return torch.baddbmm(bias.unsqueeze(1), features, weight.transpose(1, 2))
+
+    @torch.no_grad()
+    def evaluate(
+        self, parameters: Mapping[str, Tensor], methods: Sequence[MethodConfig], split: SplitName
+    ) -> list[dict[str, float]]:
+        """Metrics of each slot on a whole split, in one packed pass."""
+        self.adaptation.prepare(parameters, methods)
+        self.adaptation.drop_with(None)
+        return self._task.evaluate(lambda batch: self.forward(batch, parameters), len(methods), split)
+
+    def one(self, tensors: Mapping[str, Tensor], method: MethodConfig) -> dict[str, Tensor]:
+        """One slot's saved tensors as parameters of a pack of one.
+
+        Raises:
+            AdapterError: If a tensor is missing, unknown or of another shape.
+        """
+        shapes = self.shapes(method)
+        for name in sorted(shapes.keys() | tensors.keys()):
+            wanted = list(shapes[name]) if name in shapes else "nothing"
+            found = list(tensors[name].shape) if name in tensors else "nothing"
+            if wanted != found:
+                raise AdapterError(f"adapter tensor {name}: must be {wanted}, but got {found}")
+        layout = Layout(self.shapes(cover([method])))
+        matrix = torch.zeros(1, layout.width, dtype=self.dtype, device=self.device)
+        layout.write(matrix[0], tensors)
+        return layout.views(matrix)

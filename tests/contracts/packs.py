@@ -1,0 +1,110 @@
+"""Shared pieces of the contract suites: methods, small packs, and recorded losses of a trial."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from replora.config import (
+    FullMethod,
+    LinearProbeMethod,
+    LoraMethod,
+    MethodConfig,
+    OptimConfig,
+    ReploraMethod,
+    RunConfig,
+    TrainConfig,
+)
+from replora.models.base import Backbone
+from replora.models.load import load_backbone
+from replora.tasks.base import Batch, Task
+from replora.tasks.load import load_task
+from replora.train.events import Event
+from replora.train.pack import Pack
+
+#: Every method with a middling structure; the contract suites run each of them.
+METHODS: dict[str, MethodConfig] = {
+    "lora": LoraMethod(rank=4),
+    "replora": ReploraMethod(rank=4, hidden=8),
+    "replora-unshared": ReploraMethod(rank=4, hidden=8, shared=False),
+    "replora-dense": ReploraMethod(rank=4, hidden=8, seed="dense", activation="tanh"),
+    "replora-model": ReploraMethod(rank=4, hidden=8, scope="model"),
+    "replora-zero-a": ReploraMethod(rank=4, hidden=8, zero_side="A"),
+    "replora-plain-key": ReploraMethod(rank=4, hidden=8, plain_targets=("key", "up")),
+    "replora-dropout": ReploraMethod(rank=4, hidden=8, dropout=0.1),
+    "full": FullMethod(),
+    "linear-probe": LinearProbeMethod(),
+}
+
+
+def run(method: MethodConfig, *, lr: float = 1e-3, seed: int = 0, steps: int = 30, **train: object) -> RunConfig:
+    """A short run on the digits in fp64 unless told otherwise."""
+    settings = {"precision": "fp64", "batch": 8, "eval_every": steps, "checkpoint_every": 1000, **train}
+    return RunConfig(
+        method=method,
+        optim=OptimConfig(lr=lr, weight_decay=1e-2),
+        train=TrainConfig.model_validate({"steps": steps, **settings}),
+        seed=seed,
+    )
+
+
+def base(config: RunConfig) -> tuple[Backbone, Task]:
+    """The run's backbone and task on the CPU."""
+    precision = config.train.precision
+    backbone = load_backbone(config.backbone, precision=precision, device="cpu")
+    return backbone, load_task(config.task, precision=precision, device="cpu")
+
+
+class RecordingTask:
+    """A task that remembers each training loss `[K]`, in full precision."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self.losses: list[torch.Tensor] = []
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._task, name)
+
+    def loss(self, output: torch.Tensor, batch: Batch) -> torch.Tensor:
+        loss = self._task.loss(output, batch)
+        self.losses.append(loss.detach().to(torch.float64))
+        return loss
+
+
+def neighbour(method: MethodConfig, index: int) -> MethodConfig:
+    """The same method with another rank and width, where it has them."""
+    changes: dict[str, object] = {}
+    if hasattr(method, "rank"):
+        changes = {"rank": 2 + 3 * index, "alpha": 4.0 + index}
+    if hasattr(method, "hidden"):
+        changes["hidden"] = 6 + 5 * index
+    return method.model_copy(update=changes)
+
+
+def losses_of_first(
+    trials: Sequence[RunConfig], folder: Path, base_and_task: tuple[Backbone, Task]
+) -> tuple[torch.Tensor, list[Event]]:
+    """Trains a pack; the first trial's losses by step, and all events."""
+    backbone, task = base_and_task
+    recording = RecordingTask(task)
+    pack = Pack(trials[0], backbone, recording, slots=len(trials))  # type: ignore[arg-type]
+    for index, config in enumerate(trials):
+        pack.admit(f"trial-{index}", config, folder / f"trial-{index}")
+    losses, events = [], []
+    while "trial-0" in pack.trials:
+        row = pack.trials.index("trial-0")
+        events += pack.step()
+        losses.append(recording.losses[-1][row])
+    return torch.stack(losses), events
+
+
+def relative_gap(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """Largest relative difference of two loss curves."""
+    return float(((ours - theirs).abs() / theirs.abs()).max())
+
+
+def final_metrics(events: Sequence[Event], trial: str) -> Mapping[str, float]:
+    """Metrics with which a trial finished."""
+    return next(e.metrics for e in reversed(events) if e.trial == trial and hasattr(e, "adapter"))
