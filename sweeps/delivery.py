@@ -76,31 +76,47 @@ class Delivery:
         """Delivers the next lines of the ledger; False when there are none."""
         if not self._pending and not self._read():
             return False
+        self._guarded(self._send)
+        return True
+
+    def finish(self) -> None:
+        """Ends the runs that are still open and keeps the sweep's documents; call it after the last line.
+
+        It is done when `done` is true; otherwise there are lines to deliver again.
+        """
+        self.done = not self.state.offset or self._guarded(self._close)
+
+    def _close(self, session: Session) -> None:
+        self._pending = self._translator.stop(round(time.time() * 1000))
+        self._send(session)
+        for name in DOCUMENTS:
+            if (self.folder / name).is_file():
+                self._try(partial(session.keep_file, self.folder / name), name)
+
+    def _guarded(self, act: Callable[[Session], None]) -> bool:
+        """Runs `act` on a session; False when the server lost what it had, and delivery begins anew."""
         try:
-            self._send(self._session or self._connect(self.state))
+            if self._session is None:
+                had_run = self.state.run
+                self._session = self._connect(self.state)
+                if had_run not in ("", self.state.run):
+                    raise LostError
+            act(self._session)
         except LostError:
             self._rewind()
+            return False
         except Exception:
             self._session = None  # the next try looks up which runs the server has
             raise
         return True
-
-    def finish(self) -> None:
-        """Ends the runs that are still open and keeps the sweep's documents; call it after the last line."""
-        if self.state.run:
-            session = self._session or self._connect(self.state)
-            self._pending = self._translator.stop(round(time.time() * 1000))
-            self._send(session)
-            for name in DOCUMENTS:
-                if (self.folder / name).is_file():
-                    self._try(partial(session.keep_file, self.folder / name), name)
-        self.done = True
 
     def _rewind(self) -> None:
         """Starts again from the first line; what the server has already, it takes no second time."""
         self.state.clear()
         self._session, self._translator, self._read_to = None, Translator(), 0
         self._pending, self._skipped = [], set()
+        self.refused, self.refused_points = [], 0
+        self.state.save(self.folder)
 
     def _read(self) -> bool:
         """Fills `_pending`; lines that are delivered already only teach the translator."""
@@ -131,7 +147,6 @@ class Delivery:
             self.state.ledger = self._translator.ledger
 
     def _send(self, session: Session) -> None:
-        self._session = session
         while self._pending:
             change = self._pending[0]
             if change.trial in self._skipped:

@@ -40,8 +40,9 @@ __all__ = ["MlflowRecorder", "SyncResult", "check_reachable", "sync"]
 _log = logging.getLogger(__name__)
 
 LOCK_NAME = ".mlflow.lock"
-POLL_S = 0.5
+POLL_S = 2.0
 LONGEST_PAUSE_S = 30.0
+CLOSING_PAUSE_S = 0.2
 # MLflow's own limits for one call of log_batch.
 BATCH_POINTS, BATCH_PARAMS = 1000, 100
 PAGE_RUNS = 1000
@@ -169,11 +170,11 @@ class MlflowRecorder:
                 "MLflow (%s) does not take records: %s. Training goes on, and so do the tries to record",
                 self.uri, _first_line(error),
             )  # fmt: skip
-        return min(LONGEST_PAUSE_S, POLL_S * 2.0**failures)
+        return min(LONGEST_PAUSE_S, 2.0 ** (failures - 1))
 
     def _pause(self, seconds: float) -> None:
         if self._closing.is_set():
-            time.sleep(min(seconds, POLL_S, max(0.0, self._deadline - time.monotonic())))
+            time.sleep(min(seconds, CLOSING_PAUSE_S, max(0.0, self._deadline - time.monotonic())))
         else:
             self._closing.wait(seconds)
 
@@ -197,9 +198,9 @@ def sync(folder: Path, uri: str | None = None) -> SyncResult:
         check_reachable(target, experiment=state.experiment)
         delivery = Delivery(folder, state, lambda state: _MlflowSession(folder, state))
         try:
-            while delivery.advance():
-                pass
-            delivery.finish()
+            while not delivery.done:
+                if not delivery.advance():
+                    delivery.finish()
         except LedgerError:
             raise
         except Exception as error:
@@ -352,8 +353,9 @@ class _MlflowSession:
         """Finds the runs that the server has of this ledger, whoever created them."""
         state = self._state
         found = self._search(f"tags.ledger = '{state.ledger}'")
-        state.run = found[0].info.run_id if found else ""
-        children = self._search(f"tags.`{MLFLOW_PARENT}` = '{state.run}'") if found else []
+        run = found[0].info.run_id if found else ""
+        children = self._search(f"tags.`{MLFLOW_PARENT}` = '{run}'") if run else []
+        state.run = run
         state.trials = {run.data.tags["fingerprint"]: run.info.run_id for run in children}
         self._status = {run.info.run_id: run.info.status for run in found + children}
 
