@@ -9,7 +9,6 @@ from sweeps.report.axes import Figure, Frame, svg
 from sweeps.report.html import Html, join, tag, title
 from sweeps.report.results import Results, describe, thin
 from sweeps.report.scales import is_number, scale_of
-from sweeps.report.words import score
 
 __all__ = ["curves_figure"]
 
@@ -42,7 +41,7 @@ def curves_figure(results: Results) -> Figure:
 
 def _ordered(results: Results) -> list[TrialView]:
     """Finished trials, the best first, then those without a full-length result."""
-    finished = list(results.finished)
+    finished = results.chosen_first
     others = [t for t in results.view.trials.values() if t.stage != "final" and t.state != "finished"]
     return finished + [trial for trial in others if trial.reports]
 
@@ -69,8 +68,7 @@ def _window(values: list[float]) -> tuple[float, float]:
 
 
 def _line(results: Results, frame: Frame, trial: TrialView, curve: Curve) -> Html:
-    best = bool(results.finished) and trial is results.finished[0]
-    kind = "best" if best else trial.state
+    kind = "best" if trial.fingerprint in results.chosen else trial.state
     step, value = curve[-1]
     x, y = frame.at(step, value)
     end = "" if trial.state == "finished" else tag("circle", cx=x, cy=y, r=2.5, class_=f"end {trial.state}")
@@ -85,10 +83,11 @@ def _caption(
 ) -> str:
     parts = []
     if shown < total:
-        parts.append(f"{shown} of {total} curves are drawn: the best 20 and an even choice of the others.")
-    if results.finished:
-        best = results.finished[0]
-        parts.append(f"Bold: trial {best.number}, the best single trial ({score(best.objective)}).")
+        parts.append(
+            f"{shown} of {total} curves are drawn, with the best 20 and an even choice of the others."
+        )
+    if results.chosen:
+        parts.append(f"Bold: the best configuration ({results.chosen_text}).")
     parts.append("Dashed with a dot: stopped early; red with a dot: failed.")
     outside = sum(not window[0] <= value <= window[1] for value in values)
     if outside:

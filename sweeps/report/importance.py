@@ -154,7 +154,7 @@ def _bar(y: float, unit: float, name: str, share: tuple[float, float], rank: flo
         tag("text", name, x=_LEFT - 10, y=y + 15, class_="label", text_anchor="end"),
         tag("rect", x=_LEFT, y=y, width=max(1.0, end - _LEFT), height=22, rx=3, class_="bar"),
         tag("line", x1=low, x2=high, y1=middle, y2=middle, class_="whisker"),
-        tag("text", f"{mean:.2f}", x=high + 8, y=y + 15, class_="tick"),
+        tag("text", f"{mean:.2f}".replace("-0.00", "0.00"), x=high + 8, y=y + 15, class_="tick"),
         tag("text", words, x=_RIGHT, y=y + 15, class_="label", text_anchor="end"),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import fmean
 
 from sweeps.ledger import TrialView
@@ -52,9 +52,7 @@ def _heat(results: Results, x: str, y: str) -> Figure:
         cells[trial.point[x], trial.point[y]].append(trial)
     columns, rows = (scale_of((t.point[key] for t in trials), ordinal_up_to=_GRID_SIDE) for key in (x, y))
     frame = Frame(78, 8, _CELL_W * len(columns.order), _CELL_H * len(rows.order), columns, rows)
-    means = {cell: _mean(members) for cell, members in cells.items()}
-    winner = _winner(results, means)
-    drawn = join(_cell(results, frame, cell, cells[cell], cell == winner) for cell in cells)
+    drawn = join(_cell(results, frame, cell, members) for cell, members in cells.items())
     label = f"Heat map of {results.metric} over {x} and {y}"
     drawing = _with_legend(results, frame, label, frame.axes(axis_label(x), axis_label(y)), drawn)
     others = [plain(name) for key, name in short_names(results.keys).items() if key not in (x, y)]
@@ -62,7 +60,7 @@ def _heat(results: Results, x: str, y: str) -> Figure:
     caption = (
         f"Each cell: mean of {results.metric} over its finished trials of the search ({over}). "
         f"A dashed cell has only stopped trials; its value is a bound ({results.bound.strip()}). "
-        "The ring marks the best mean."
+        "The ring marks the best configuration."
     )
     return Figure(_heading(x, y), drawing, caption)
 
@@ -72,20 +70,9 @@ def _mean(trials: Sequence[TrialView]) -> float | None:
     return fmean(value for value in values if value is not None) if values else None
 
 
-def _winner(
-    results: Results, means: dict[tuple[object, object], float | None]
-) -> tuple[object, object] | None:
-    scored = [(value, cell) for cell, value in means.items() if value is not None]
-    choose: Callable[..., tuple[float, tuple[object, object]]] = (
-        max if results.view.direction == "maximize" else min
-    )
-    return choose(scored, key=lambda item: item[0])[1] if scored else None
-
-
-def _cell(
-    results: Results, frame: Frame, cell: tuple[object, object], trials: list[TrialView], best: bool
-) -> Html:
+def _cell(results: Results, frame: Frame, cell: tuple[object, object], trials: list[TrialView]) -> Html:
     mean = _mean(trials)
+    best = any(trial.fingerprint in results.chosen for trial in trials)
     center_x, center_y = frame.at(*cell)
     x, y = center_x - _CELL_W / 2 + 1.5, center_y - _CELL_H / 2 + 1.5
     box: dict[str, object] = {"x": x, "y": y, "width": _CELL_W - 3, "height": _CELL_H - 3, "rx": 4}
@@ -131,7 +118,7 @@ def _strip(results: Results, x: str) -> Figure:
 
 
 def _worst_first(results: Results, trials: Sequence[TrialView]) -> list[TrialView]:
-    finished = [trial for trial in results.finished if trial.stage == "search"]
+    finished = [trial for trial in results.chosen_first if trial.stage == "search"]
     names = {trial.fingerprint for trial in trials}
     best = [trial for trial in finished if trial.fingerprint in names]
     rest = [trial for trial in trials if trial.state in ("pruned", "failed")]
@@ -146,7 +133,7 @@ def _dot(results: Results, frame: Frame, trial: TrialView, point: tuple[object, 
         return tag("path", words, d=d, class_="cross")
     if trial.state == "pruned" or results.shade is None or trial.objective is None:
         return tag("circle", words, cx=x, cy=y, r=3.5, class_="hollow")
-    best = trial is results.finished[0]
+    best = trial.fingerprint in results.chosen
     dot = tag(
         "circle", words, cx=x, cy=y, r=5.5, class_=f"v{results.shade.of_value(trial.objective)} fill dot"
     )
@@ -157,7 +144,7 @@ def _dots_caption(results: Results, shown: int, total: int) -> str:
     part = f"{shown} of {total} trials are drawn. " if shown < total else ""
     return (
         f"{part}One dot for each trial of the search, coloured by {results.metric}; hollow: stopped early; "
-        "cross: failed; ring: the best single trial, which is partly luck."
+        "cross: failed; ring: the best configuration."
     )
 
 

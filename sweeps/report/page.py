@@ -10,6 +10,7 @@ from pathlib import Path
 
 from replora.atomic import write_atomically
 from sweeps.ledger import SweepView, read_ledger
+from sweeps.report.answer import answer
 from sweeps.report.axes import Figure
 from sweeps.report.curves import curves_figure
 from sweeps.report.html import Html, join, tag
@@ -18,7 +19,7 @@ from sweeps.report.maps import map_figure
 from sweeps.report.parallel import parallel_figure
 from sweeps.report.results import Results
 from sweeps.report.table import failures, trials_table
-from sweeps.report.words import date, plain
+from sweeps.report.words import date, duration, plain
 
 __all__ = ["REPORT_NAME", "render", "write_report"]
 
@@ -69,6 +70,7 @@ def _header(view: SweepView) -> Html:
     facts = {
         "state": _state(view),
         "started": date(view.started),
+        "last change": f"{date(view.updated)}, after {duration(view.updated - view.started)}",
         "sweep": view.fingerprint,
         "code": view.git,
         "data": view.data,
@@ -95,6 +97,7 @@ def _counts(view: SweepView) -> str:
 
 
 def _sections(results: Results) -> Iterable[Html]:
+    yield _section("Best configuration", answer(results))
     figures = (map_figure, importance_figure, curves_figure, parallel_figure)
     yield tag("div", *(_figure(make(results)) for make in figures), class_="pair")
     yield _section("All trials", trials_table(results))
@@ -115,14 +118,15 @@ def _figure(figure: Figure) -> Html:
 
 
 def _notes(results: Results) -> Html:
+    bound = "a lower bound" if results.view.direction == "maximize" else "an upper bound"
     pruned = (
-        "A pruned trial was stopped before its learning rate came down, so its value is a "
-        f"{'lower' if results.view.direction == 'maximize' else 'upper'} bound of what it would have reached "
-        f"({results.bound.strip()}). Means, the choice of the best and parameter importance leave pruned trials out."
+        f"A pruned trial was stopped before its learning rate came down: its value is read as {bound} of "
+        f"what its full length would have given ({results.bound.strip()}), and is left out of means, of the "
+        "choice of the best and of importance."
     )
     split = (
-        f"{plain(results.view.metric)} is measured on the validation split. The best of many trials is partly the "
-        "luckiest one: the test split, read once by the final run, says how good it is."
+        f"{plain(results.view.metric)} is measured on the validation split. The best of many trials is partly "
+        "the luckiest one: the test split, read once by the final run, says how good it is."
     )
     colours = "The stronger a colour stands out from the page, the better the trial. The palette is viridis."
     return tag("ul", *(tag("li", text) for text in (pruned, split, colours)))

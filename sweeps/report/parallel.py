@@ -24,7 +24,7 @@ def parallel_figure(results: Results) -> Figure:
     keys = results.keys[:_AXES]
     if results.shade is None or not keys:
         return Figure(_HEADING, None, "No trial has finished, or the space varies nothing.")
-    shown = thin(list(results.finished), _LINES, keep=100)
+    shown = thin(results.chosen_first, _LINES, keep=100)
     scales = [results.scale(key, shown, ordinal_up_to=_ORDINAL) for key in keys]
     last = scale_of([trial.objective for trial in shown], log=False)
     gap = min(230.0, max(84.0, 430.0 / len(keys)))
@@ -48,7 +48,7 @@ def _axis(x: float, scale: Scale, name: str, side: int = -1) -> Html:
         parts.append(tag("line", x1=x + 5 * side, x2=x, y1=y, y2=y, class_="axis"))
         anchor = "end" if side < 0 else "start"
         parts.append(tag("text", text, x=x + 9 * side, y=y + 4, class_="halo", text_anchor=anchor))
-    parts.append(tag("text", name, x=x, y=_TOP - 20, class_="label", text_anchor="middle"))
+    parts.append(tag("text", name, x=x, y=_TOP - 20, class_="name", text_anchor="middle"))
     return join(parts)
 
 
@@ -60,7 +60,7 @@ def _line(results: Results, trial: TrialView, keys: tuple[str, ...], scales: lis
         _ABSENT if value is None else scale.at(value) for value, scale in zip(values, scales, strict=True)
     ]
     pixels = (f"{_LEFT + gap * i:.1f} {_TOP + (1 - share) * _HEIGHT:.1f}" for i, share in enumerate(shares))
-    best = " best" if trial is results.finished[0] else ""
+    best = " best" if trial.fingerprint in results.chosen else ""
     shade = results.shade.of_value(trial.objective)
     return tag(
         "path", title(describe(results, trial)), d="M" + "L".join(pixels), class_=f"strand v{shade}{best}"
@@ -68,9 +68,7 @@ def _line(results: Results, trial: TrialView, keys: tuple[str, ...], scales: lis
 
 
 def _caption(results: Results, shown: int) -> str:
-    parts = [
-        "One line for each trial that ran to its end, coloured by the objective; bold: the best single trial."
-    ]
+    parts = ["One line for each trial that ran to its end, coloured by the objective; bold: the best one."]
     if shown < len(results.finished):
         parts.append(
             f"{shown} of {len(results.finished)} are drawn: the best 100 and an even choice of the others."

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from sweeps.best import Selection, select
 from sweeps.ledger import SweepView, TrialView
 from sweeps.report.scales import Scale, Shade, scale_of
-from sweeps.report.words import better, plain, point_text, score
+from sweeps.report.words import better, in_order, plain, point_text, score
 
-PREFERRED = ("optim.lr", "optim.weight_decay")
 _INTERVALS = ("log_uniform", "log_integers", "uniform", "integers")
 Item = TypeVar("Item")
 
@@ -29,6 +29,8 @@ class Results:
         finished: Trials of search and confirmation that ran to their end, the best first.
         keys: Keys of the space that took more than one value, learning rate and weight decay first.
         shade: Colours of objectives; None while nothing has finished.
+        selection: The best configuration and those that it was compared with.
+        chosen: Fingerprints of the best configuration's trials.
     """
 
     view: SweepView
@@ -36,10 +38,17 @@ class Results:
     finished: tuple[TrialView, ...]
     keys: tuple[str, ...]
     shade: Shade | None
+    selection: Selection
+    chosen: frozenset[str]
 
     @classmethod
     def of(cls, view: SweepView) -> Results:
         """The results that a ledger holds."""
+        selection = select(view)
+        best = selection.best
+        chosen = (
+            frozenset(t.fingerprint for t in best.group.search + best.group.confirm) if best else frozenset()
+        )
         search = tuple(trial for trial in view.trials.values() if trial.stage == "search")
         done = [
             t
@@ -49,7 +58,7 @@ class Results:
         done.sort(key=lambda trial: trial.objective or 0.0, reverse=view.direction == "maximize")
         values = [trial.objective for trial in done if trial.objective is not None]
         shade = Shade.of(values, view.direction) if values else None
-        return cls(view, search, tuple(done), _varied(search), shade)
+        return cls(view, search, tuple(done), _varied(search), shade, selection, chosen)
 
     @property
     def metric(self) -> str:
@@ -61,6 +70,17 @@ class Results:
     def bound(self) -> str:
         """The sign before a pruned trial's value: it was stopped before it could get better."""
         return "≥ " if self.view.direction == "maximize" else "≤ "
+
+    @property
+    def chosen_text(self) -> str:
+        """The best configuration's trials in words; empty where there is none."""
+        numbers = [str(t.number) for t in self.view.trials.values() if t.fingerprint in self.chosen]
+        return f"{'trial' if len(numbers) == 1 else 'trials'} {', '.join(numbers)}" if numbers else ""
+
+    @property
+    def chosen_first(self) -> list[TrialView]:
+        """Finished trials, those of the best configuration before all others."""
+        return sorted(self.finished, key=lambda trial: trial.fingerprint not in self.chosen)
 
     def scale(self, key: str, trials: Sequence[TrialView], *, ordinal_up_to: int = 0) -> Scale:
         """The axis of a key: all of its domain where that is an interval, else the values of some trials."""
@@ -92,7 +112,7 @@ def _varied(trials: tuple[TrialView, ...]) -> tuple[str, ...]:
         for key, value in trial.point.items():
             values[key].add(value)
     varied = [key for key in values if len(values[key]) > 1 or holders[key] < len(trials)]
-    return tuple(sorted(varied, key=lambda key: (key not in PREFERRED, key)))
+    return tuple(in_order(varied))
 
 
 def describe(results: Results, trial: TrialView) -> str:

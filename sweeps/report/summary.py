@@ -1,8 +1,96 @@
 """What a person reads in the terminal when a sweep is over."""
 
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from sweeps.best import Contender, Selection
 from sweeps.ledger import SweepView
+from sweeps.report.answer import rivals_text
+from sweeps.report.page import REPORT_NAME
+from sweeps.report.results import failure_groups
+from sweeps.report.words import duration, plain, point_text, score
+from sweeps.tracking import resolve_uri
+
+__all__ = ["summary"]
+
+_RIVALS = 5
+_REASONS = 5
 
 
-def summary(view: SweepView, selection: object) -> str:
-    """X."""
-    return ""
+def summary(view: SweepView, selection: Selection, folder: Path) -> str:
+    """A short plain text: the best configuration, what is as good, what went wrong, where things are.
+
+    Args:
+        view: The sweep, over or not.
+        selection: What `sweeps.best.select` says of it.
+        folder: The sweep's folder.
+    """
+    return "\n".join(
+        [_head(view), "", *_best(view, selection), *_losses(view), "", *_places(view, selection, folder)]
+    )
+
+
+def _head(view: SweepView) -> str:
+    counts: Counter[str] = Counter(trial.state for trial in view.trials.values())
+    states = ("finished", "pruned", "failed", "running", "asked")
+    kinds = ", ".join(f"{counts[state]} {state}" for state in states if counts[state])
+    state = view.closed or "not over"
+    took = duration(view.updated - view.started)
+    return f"{plain(view.name)}: {state}, {len(view.trials)} trials in {took} ({kinds or 'none yet'})"
+
+
+def _best(view: SweepView, selection: Selection) -> Iterator[str]:
+    best = selection.best
+    if best is None:
+        yield f"no best configuration: {selection.note}"
+        return
+    yield f"best configuration   {plain(view.metric)} {_value(best)}"
+    numbers = ", ".join(str(trial.number) for trial in best.trials)
+    yield f"  {point_text(best.group.point)}   (trial {numbers})"
+    yield rivals_text(selection)
+    for rival in selection.rivals[:_RIVALS]:
+        yield f"  {_value(rival, basis=False)}   {point_text(rival.group.point)}"
+    if len(selection.rivals) > _RIVALS:
+        yield f"  and {len(selection.rivals) - _RIVALS} more"
+    yield selection.note
+
+
+def _value(item: Contender, *, basis: bool = True) -> str:
+    found = item.interval
+    if found is None:
+        return f"{score(item.mean)} (no interval)"
+    words = f"{score(item.mean)}, {found.level:.0%} interval {score(found.low)} to {score(found.high)}"
+    return f"{words} ({found.basis})" if basis else words
+
+
+def _losses(view: SweepView) -> Iterator[str]:
+    groups = failure_groups(view.trials.values())
+    for reason, trials in groups[:_REASONS]:
+        numbers = ", ".join(str(trial.number) for trial in trials[:8])
+        more = ", ..." if len(trials) > 8 else ""
+        yield f"{len(trials)} failed: {plain(reason, 160)} (trial {numbers}{more})"
+    hidden = sum(len(trials) for _, trials in groups[_REASONS:])
+    if hidden:
+        yield f"{hidden} failed for other reasons: see the report"
+    pruned = sum(trial.state == "pruned" for trial in view.trials.values())
+    if pruned:
+        bound = "lower" if view.direction == "maximize" else "upper"
+        yield f"{pruned} pruned: stopped early, so their values are {bound} bounds and were not compared"
+
+
+def _places(view: SweepView, selection: Selection, folder: Path) -> Iterator[str]:
+    best = folder / "best.yaml"
+    if selection.best is not None:
+        yield f"best      {best}"
+    yield f"report    {folder / REPORT_NAME}"
+    yield f"mlflow    {resolve_uri(folder, view.config.get('tracking', {}).get('uri'))}"
+    if view.closed is None:
+        yield f"next      replora resume {shlex.quote(str(folder))}"
+    elif selection.best is not None:
+        yield f"next      replora train {shlex.quote(str(best))}"
+    else:
+        yield "next      read the reasons in the report, change the space or the run, and sweep again"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "better",
     "date",
     "duration",
+    "in_order",
     "number",
     "plain",
     "point_text",
@@ -19,6 +20,7 @@ __all__ = [
     "short_names",
 ]
 
+_FIRST = ("optim.lr", "optim.weight_decay")
 _LABELS = {
     "optim.lr": "learning rate (per step)",
     "optim.weight_decay": "weight decay (decoupled)",
@@ -84,7 +86,12 @@ def short_names(keys: Collection[str]) -> dict[str, str]:
 def point_text(point: Mapping[str, object]) -> str:
     """A point of the space in one line: `lr=0.001 rank=8`."""
     names = short_names(point)
-    return " ".join(f"{names[key]}={number(value)}" for key, value in point.items())
+    return " ".join(f"{names[key]}={number(point[key])}" for key in in_order(point))
+
+
+def in_order(keys: Iterable[str]) -> list[str]:
+    """Keys with learning rate and weight decay first, the others by name."""
+    return sorted(keys, key=lambda key: (key not in _FIRST, key))
 
 
 def axis_label(key: str) -> str:

@@ -101,7 +101,8 @@ def _accuracy(point: Point, seed: int, step: int) -> float:
     noise = random.Random(seed * 1000 + step).gauss(0, 0.008)
     off = math.log10(point.get("optim.lr", 1e-3) / 1.2e-3)
     decay = math.log10(point.get("optim.weight_decay", 1e-4) + 1e-6)
-    top = 0.93 - 0.16 * off**2 - 0.006 * (decay + 4) ** 2 + 0.02 * math.log2(point.get("method.rank", 4)) / 4
+    rank = 0.005 * math.log2(point.get("method.rank", 4))
+    top = 0.93 - 0.16 * off**2 - 0.006 * (decay + 4) ** 2 + rank
     return max(0.2, min(0.995, 0.2 + (top - 0.2) * (1 - math.exp(-step / 45)) + noise))
 
 
