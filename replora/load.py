@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
 from replora.check import run_faults
+from replora.compose import expanded, run_part
 from replora.config import ReploraMethod, RunConfig
 from replora.document import Document, parse_override, read_document
 from replora.errors import ConfigError
 from replora.faults import Fault, Keys, Origin, config_error, dotted, shown
 from replora.overlay import nested, overlay, split_key, with_default_names
-from replora.schema import Annotation, element_of, is_path
+from replora.schema import is_path
 from replora.validate import validate
-from replora.verbs import nearest
 
-__all__ = ["RECIPES", "diff", "find_run", "load", "load_run", "recipe_names", "run_from", "valid_keys"]
-
-RECIPES = Path(__file__).parent / "recipes"
+__all__ = ["diff", "load", "load_run", "run_from", "valid_keys"]
 
 Model = TypeVar("Model", bound=BaseModel)
 Scalar = bool | int | float | str | None
@@ -45,20 +42,20 @@ def load(
     Raises:
         ConfigError: With every fault of the file and the overrides.
     """
-    document = _expanded(model_class, read_document(Path(path)), (Path(path),))
+    document = expanded(model_class, read_document(Path(path)), (Path(path),))
     return _finish(model_class, document, overrides, str(path), check)
 
 
 def load_run(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
-    """A run from its YAML file, or from a file that holds it under `run:` (a sweep's `best.yaml`).
+    """A run from its YAML file, or from a file that holds it under `run:` (`best.yaml`, `config.yaml`).
 
     The method is checked against the backbone where its sizes are known without building it.
 
     Raises:
         ConfigError: With every fault of the file and the overrides.
     """
-    document = _run_part(read_document(Path(path)), str(path))
-    document = _expanded(RunConfig, document, (Path(path),))
+    document = run_part(read_document(Path(path)), str(path))
+    document = expanded(RunConfig, document, (Path(path),))
     config = _finish(RunConfig, document, overrides, str(path), run_faults)
     method = config.method
     if isinstance(method, ReploraMethod) and method.hidden < method.rank:
@@ -117,27 +114,6 @@ def diff(one: BaseModel, other: BaseModel) -> list[str]:
     ]
 
 
-def find_run(name: str) -> Path:
-    """The file that a user means: a path, or the name of a recipe.
-
-    Raises:
-        ConfigError: If it is neither; the message lists the recipes.
-    """
-    names = recipe_names()
-    if name in names and not Path(name).exists():
-        return RECIPES / f"{name}.yaml"
-    if not Path(name).exists():
-        raise ConfigError(
-            f"{name} is neither a file nor a recipe.\n  {nearest(name, names)}Recipes: {', '.join(names)}."
-        )
-    return Path(name)
-
-
-def recipe_names() -> list[str]:
-    """Names of the recipes that come with the package."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
-
-
 def _finish(
     model_class: type[Model],
     document: Document,
@@ -176,70 +152,6 @@ def _put(model_class: type[BaseModel], document: Document, key: str, value: obje
 def _names_first(items: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
     """Sections before their names before their other fields, so that the order typed does not matter."""
     return sorted(items, key=lambda item: (item[0].count("."), not item[0].endswith("name")))
-
-
-def _run_part(document: Document, place: str) -> Document:
-    data = document.data
-    if not isinstance(data, dict) or "run" not in data:
-        return document
-    if "space" in data:
-        raise ConfigError(f"{place} is a sweep, not a run: it has a space.\n  Use `replora sweep {place}`.")
-    faults = [replace(fault, keys=fault.keys[1:]) for fault in document.faults]
-    return Document(data["run"], _inside(document, "run"), faults)
-
-
-def _expanded(annotation: Annotation, document: Document, chain: tuple[Path, ...]) -> Document:
-    """The document laid over what its `extends` name, here and in every section that is a run."""
-    if document.data is None:
-        document.data = {}
-    if not isinstance(document.data, dict):
-        return document
-    for key in [key for key in document.data if element_of(annotation, document.data, key) is RunConfig]:
-        document.data[key] = _expanded_section(document, document.data[key], key, chain)
-    if annotation is RunConfig and "extends" in document.data:
-        return _extended(document, document.data, chain)
-    document.data = overlay(annotation, None, document.data)
-    return document
-
-
-def _expanded_section(document: Document, section: object, key: str, chain: tuple[Path, ...]) -> object:
-    part = _expanded(RunConfig, Document(section, _inside(document, key)), chain)
-    document.origins |= {(key, *keys): origin for keys, origin in part.origins.items()}
-    document.faults += [replace(fault, keys=(key, *fault.keys)) for fault in part.faults]
-    return part.data
-
-
-def _inside(document: Document, key: str) -> dict[Keys, Origin]:
-    return {keys[1:]: origin for keys, origin in document.origins.items() if keys[:1] == (key,)}
-
-
-def _extended(document: Document, data: Mapping[str, object], chain: tuple[Path, ...]) -> Document:
-    own = {key: value for key, value in data.items() if key != "extends"}
-    try:
-        path = _find(data["extends"], chain)
-        base = _expanded(RunConfig, read_document(path), (*chain, path))
-    except ConfigError as error:
-        base = Document({}, {}, [Fault((), str(error), origin=document.origins[("extends",)])])
-    faults = base.faults + document.faults
-    return Document(overlay(RunConfig, base.data, own), {**base.origins, **document.origins}, faults)
-
-
-def _find(name: object, chain: tuple[Path, ...]) -> Path:
-    """The recipe or file that `extends` names."""
-    if not isinstance(name, str):
-        raise ConfigError(f"extends must be the name of a recipe or a file, but got {shown(name)}.")
-    if name in recipe_names():
-        return RECIPES / f"{name}.yaml"
-    path = chain[-1].parent / name
-    if not name.endswith((".yaml", ".yml")) or not path.is_file():
-        names = recipe_names()
-        raise ConfigError(
-            f"extends must be the name of a recipe or a .yaml file, but got {shown(name)}.\n"
-            f"  {nearest(name, names)}Recipes: {', '.join(names)}."
-        )
-    if path.resolve() in {known.resolve() for known in chain}:
-        raise ConfigError(f"extends goes round in a circle: {' -> '.join(map(str, (*chain, path)))}.")
-    return path
 
 
 def _flat(data: object, keys: Keys = ()) -> dict[str, object]:

@@ -7,9 +7,9 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from replora.compose import RECIPES
 from replora.config import MethodConfig
 from replora.errors import ConfigError
-from replora.load import RECIPES
 from replora.models import BACKBONES
 from replora.models.shapes import shapes_of
 from replora.offers import offers

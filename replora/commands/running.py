@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from replora.commands.showing import add_run_arguments, describe, describe_text, run_of
+from replora.compose import find_run
+from replora.document import read_document
 from replora.errors import CheckpointError
 from replora.train.events import Event, Reported
 from replora.verbs import Answer, Verb
@@ -31,7 +33,7 @@ def _train(options: argparse.Namespace) -> Answer:
     config = run_of(options)
     facts = describe(config)
     folder: Path = options.dir or Path("runs", "train", facts["fingerprint"])
-    test: bool = Path(options.run).name == "best.yaml" if options.test is None else options.test
+    test: bool = _is_best(find_run(options.run)) if options.test is None else options.test
     if options.dry_run:
         plan = f"would train {config.train.steps} steps in {folder}" + (
             " and read the test split" if test else ""
@@ -50,6 +52,12 @@ def _train(options: argparse.Namespace) -> Answer:
     return Answer(
         document, f"{_metrics(result.metrics)}\nTrained in {result.seconds:.1f} s: {result.run_dir}"
     )
+
+
+def _is_best(path: Path) -> bool:
+    """Whether a file is a sweep's hand-over, whose training is the final run."""
+    data = read_document(path).data
+    return isinstance(data, dict) and {"run", "provenance"} <= data.keys()
 
 
 def _progress(event: Event) -> None:

@@ -7,9 +7,10 @@ from typing import Any
 
 import yaml
 
+from replora.compose import find_run
 from replora.config import RunConfig
 from replora.fingerprint import fingerprint, group_fingerprint
-from replora.load import find_run, load_run
+from replora.load import load_run
 from replora.models.shapes import shapes_of
 from replora.parameters import trainable_parameters
 from replora.verbs import Answer, Verb

@@ -18,10 +18,11 @@ import pytest
 
 from replora import cli
 from replora.commands.showing import describe
+from replora.compose import find_run
 from replora.config import DigitsTask, RunConfig
 from replora.errors import MachineError, PlanError, RunFailedError
 from replora.fingerprint import fingerprint
-from replora.load import find_run, load_run
+from replora.load import load_run
 from replora.verbs import Answer, Verb, nearest, table
 
 ROOT = Path(__file__).parents[2]
@@ -300,8 +301,8 @@ def test_dry_run_says_what_it_would_train_and_writes_nothing(
 
 
 def test_best_of_a_sweep_is_trained_with_the_final_test(replora: Replora, tmp_path: Path) -> None:
-    best = tmp_path / "best.yaml"
-    best.write_text("run: {method: lora}\nobjective: 0.9\n")
+    best = tmp_path / "best-of-smoke.yaml"
+    best.write_text("run: {method: lora}\nobjective: {value: 0.9}\nprovenance: {sweep: abc}\n")
     assert json.loads(replora("train", str(best), "--dry-run", "--json")[1])["test"] is True
     assert json.loads(replora("train", str(best), "--no-test", "--dry-run", "--json")[1])["test"] is False
 

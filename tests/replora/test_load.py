@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from replora.compose import find_run, recipe_names
 from replora.config import DigitsTask, ImageFolderTask, LoraMethod, ReploraMethod, RunConfig
 from replora.errors import ConfigError
 from replora.faults import Fault
-from replora.load import diff, find_run, load, load_run, recipe_names, run_from, valid_keys
+from replora.load import diff, load, load_run, run_from, valid_keys
 from sweeps.config import SweepConfig
 
 Write = Callable[[str], Path]
