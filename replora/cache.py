@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,10 +24,17 @@ from torch import Tensor
 
 from replora.errors import CheckpointError, MachineError
 
-__all__ = ["cache_folder", "cached_tensors", "hash_tensors", "read_tensors"]
+__all__ = ["Cached", "Recipe", "cache_folder", "cached_tensors", "hash_tensors", "read_tensors"]
 
 _log = logging.getLogger(__name__)
-Recipe = Mapping[str, int | float | str | list[int]]
+Recipe = Mapping[str, int | float | str]
+
+
+class Cached(NamedTuple):
+    """Tensors by name with their `hash_tensors`."""
+
+    tensors: dict[str, Tensor]
+    checksum: str
 
 
 def cache_folder() -> Path:
@@ -44,7 +52,8 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{len(name)}:{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        content: Any = tensor.reshape(-1).view(torch.uint8).numpy()  # bf16 has no numpy type
+        digest.update(content)
     return f"sha256:{digest.hexdigest()[:16]}"
 
 
@@ -52,16 +61,17 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors of a safetensors file, mapped and not copied, with the file's metadata.
 
     Raises:
-        CheckpointError: If the file cannot be read whole.
+        CheckpointError: If the file is not there or not whole.
     """
     try:
         with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+            names = file.keys()
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: not a complete safetensors file: {error}") from error
+        raise CheckpointError(f"{path}: cannot be read as a safetensors file: {error}") from error
 
 
-def cached_tensors(kind: str, recipe: Recipe, build: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+def cached_tensors(kind: str, recipe: Recipe, build: Callable[[], Mapping[str, Tensor]]) -> Cached:
     """Tensors that `build` makes from `recipe`, built at most once on a machine.
 
     A damaged file is noticed by its checksum and built again. Processes that ask at once wait for
@@ -73,35 +83,32 @@ def cached_tensors(kind: str, recipe: Recipe, build: Callable[[], dict[str, Tens
         build: Makes the tensors.
 
     Returns:
-        The tensors, mapped from the file.
+        The tensors, mapped from the file, and their hash.
 
     Raises:
         MachineError: If the cache folder cannot be written.
     """
     key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
     path = cache_folder() / f"{kind}-{key}.safetensors"
-    found = _read_verified(path)
-    if found is not None:
+    if path.exists() and (found := _verified(path)):
         return found
     with _lock(path):
-        found = _read_verified(path)  # another process may have built it while this one waited
-        if found is None:
-            _write(path, build(), recipe)
-            found, _ = read_tensors(path)
-    return found
+        # Another process may have built it while this one waited.
+        if path.exists() and (found := _verified(path)):
+            return found
+        return _write(path, build(), recipe)
 
 
-def _read_verified(path: Path) -> dict[str, Tensor] | None:
-    if not path.exists():
-        return None
+def _verified(path: Path) -> Cached | None:
     try:
         tensors, metadata = read_tensors(path)
-        fault = None if metadata.get("checksum") == hash_tensors(tensors) else "its checksum is wrong"
     except CheckpointError as error:
-        tensors, fault = {}, str(error.__cause__)
-    if fault is None:
-        return tensors
-    _log.warning("%s is damaged (%s) and is built again", path, fault)
+        _log.warning("%s: building it again", error)
+        return None
+    found = Cached(tensors, hash_tensors(tensors))
+    if metadata.get("checksum") == found.checksum:
+        return found
+    _log.warning("%s: its checksum is wrong: building it again", path)
     return None
 
 
@@ -120,15 +127,18 @@ def _lock(path: Path) -> Iterator[None]:
         yield
 
 
-def _write(path: Path, tensors: dict[str, Tensor], recipe: Recipe) -> None:
-    metadata = {"checksum": hash_tensors(tensors), "recipe": json.dumps(recipe, sort_keys=True)}
+def _write(path: Path, tensors: Mapping[str, Tensor], recipe: Recipe) -> Cached:
+    checksum = hash_tensors(tensors)
+    metadata = {"checksum": checksum, "recipe": json.dumps(recipe, sort_keys=True)}
     draft = path.with_suffix(f".{os.getpid()}.tmp")
     try:
-        save_file(tensors, draft, metadata)
-        os.replace(draft, path)
+        save_file({name: each.contiguous() for name, each in tensors.items()}, draft, metadata)
+        draft.replace(path)
     except (OSError, SafetensorError) as error:
-        draft.unlink(missing_ok=True)
         raise MachineError(
             f"{path}: the cached file cannot be written ({error}).\n"
             "  Free some space, or set REPLORA_CACHE to another folder."
         ) from error
+    finally:
+        draft.unlink(missing_ok=True)
+    return Cached(read_tensors(path)[0], checksum)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import torch
-from timm.models import VisionTransformer
-from torch import Tensor, nn
 
-from replora.cache import hash_tensors
+from replora.cache import Cached, hash_tensors
 from replora.config import BackboneConfig
 from replora.models.base import Backbone
-from replora.models.digits import build_digits_vit, digits_weights
-from replora.models.vision import vit_features, vit_targets
+from replora.models.digits import digits_architecture
+from replora.models.vision import Architecture, timm_architecture, vit_targets
+from replora.models.weights import assemble, random_weights, read_weights
 
 __all__ = ["load_backbone"]
 
@@ -25,18 +25,37 @@ def load_backbone(
     """The frozen backbone, in evaluation mode on its device.
 
     Weights in fp32 on the CPU stay mapped from their file, so that processes of one machine share
-    them; writing to them copies the page and never reaches the file.
+    them; writing to them copies a page in memory and never reaches the file.
 
     Args:
         config: Which model, with which weights.
         precision: Of the weights.
         device: Where the model goes.
+
+    Raises:
+        ConfigError: If there is no such backbone, or its blocks cannot be adapted.
+        CheckpointError: If a file of weights is missing, damaged or of another model.
+        MachineError: If pre-trained weights are not on this machine and cannot be fetched.
     """
-    with torch.device("meta"):
-        model = build_digits_vit()
-    weights = digits_weights()
-    model.load_state_dict(weights, assign=True)
-    model.eval().requires_grad_(False)
-    fingerprint = hash_tensors(weights)
-    model.to(device=device, dtype=_DTYPES[precision])
-    return Backbone(config.name, model, vit_targets(model), vit_features, model.num_features, fingerprint)
+    architecture = digits_architecture() if config.name == "vit-digits" else timm_architecture(config.name)
+    weights = _weights(config.weights, architecture)
+    model = assemble(architecture.build, weights.tensors, f"backbone.weights {config.weights}")
+    model.eval().requires_grad_(False).to(device=device, dtype=_DTYPES[precision])
+    return Backbone(
+        name=config.name,
+        model=model,
+        targets=vit_targets(model),
+        features=architecture.features,
+        width=int(model.num_features),
+        fingerprint=weights.checksum,
+    )
+
+
+def _weights(chosen: str, architecture: Architecture) -> Cached:
+    if chosen == "pretrained":
+        return architecture.pretrained()
+    if chosen == "random":
+        tensors = random_weights(architecture.build)
+    else:
+        tensors = read_weights(Path(chosen).expanduser())
+    return Cached(tensors, hash_tensors(tensors))

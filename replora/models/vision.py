@@ -2,15 +2,101 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
 
+import timm
+import torch
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
-from replora.errors import ConfigError
+from replora.cache import Cached, cached_tensors
+from replora.errors import ConfigError, MachineError
+from replora.models import BACKBONES
 from replora.models.base import Target
+from replora.tasks.base import IMAGENET_MEAN, IMAGENET_STD
 
-__all__ = ["vit_features", "vit_targets"]
+__all__ = ["Architecture", "VitFeatures", "timm_architecture", "vit_targets"]
+
+_NAMED = {
+    "vit-ti16": "vit_tiny_patch16_224.augreg_in21k",
+    "vit-s16": "vit_small_patch16_224.augreg_in21k",
+    "vit-b16": "vit_base_patch16_224.augreg_in21k",
+    "vit-l16": "vit_large_patch16_224.augreg_in21k",
+}
+_PREFIX = "timm/"
+
+
+@dataclass(frozen=True)
+class VitFeatures:
+    """Pooled features before the head: `image [rows, channels, H, W]` to `[rows, width]`.
+
+    Attributes:
+        image: Channels, height and width that the model takes.
+        scale: Per channel, to go from the task's normalization to the one of the model's
+            pre-training; None where they are the same.
+        shift: Likewise.
+    """
+
+    image: tuple[int, int, int]
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+
+    def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """Features of a batch's `image`.
+
+        Raises:
+            ConfigError: If the images have another shape than the model takes.
+        """
+        image = batch["image"]
+        if tuple(image.shape[1:]) != self.image:
+            raise ConfigError(
+                f"the backbone takes images of {self.image} (channels, height, width), but the task gives "
+                f"{tuple(image.shape[1:])}.\n  Choose another backbone, or set task.image_size to fit it."
+            )
+        if self.scale is not None and self.shift is not None:
+            image = image * self.scale.to(image) + self.shift.to(image)
+        features: Tensor = model.forward_head(model.forward_features(image), pre_logits=True)  # type: ignore[operator]
+        return features
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A ViT that can be built.
+
+    Attributes:
+        build: The model without a head and with random weights; works on the meta device.
+        features: How features are read from it.
+        pretrained: Its named weights.
+    """
+
+    build: Callable[[], VisionTransformer]
+    features: VitFeatures
+    pretrained: Callable[[], Cached]
+
+
+def timm_architecture(name: str) -> Architecture:
+    """One of timm's ViTs, by a short name such as `vit-b16` or as `timm/<timm's name>`.
+
+    Raises:
+        ConfigError: If timm has no such ViT.
+    """
+    timm_name = _timm_name(name)
+    build = partial(_build, timm_name)
+    with torch.device("meta"):
+        model = build()
+    config = cast("Mapping[str, Any]", model.pretrained_cfg)
+    mean, std = torch.tensor(config["mean"]), torch.tensor(config["std"])
+    task_mean, task_std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+    features = VitFeatures(tuple(config["input_size"]))
+    if not torch.equal(mean, task_mean) or not torch.equal(std, task_std):
+        shape = (-1, 1, 1)
+        scale, shift = task_std / std, (task_mean - mean) / std
+        features = VitFeatures(features.image, scale.view(shape), shift.view(shape))
+    return Architecture(build, features, partial(_pretrained, timm_name, config))
 
 
 def vit_targets(model: VisionTransformer) -> tuple[Target, ...]:
@@ -22,35 +108,81 @@ def vit_targets(model: VisionTransformer) -> tuple[Target, ...]:
     Raises:
         ConfigError: If a block is not built that way.
     """
-    targets: list[Target] = []
-    for index, block in enumerate(model.blocks):
-        path = f"blocks.{index}"
-        qkv = _linear(block, path, "attn.qkv")
-        heads = int(block.attn.num_heads)
-        width = qkv.out_features // 3
-        for part, name in enumerate(("query", "key", "value")):
-            rows = (part * width, (part + 1) * width)
-            targets.append(Target(name, index, f"{path}.attn.qkv", rows, qkv.in_features, heads))
-        for name, module in (("output", "attn.proj"), ("up", "mlp.fc1"), ("down", "mlp.fc2")):
-            linear = _linear(block, path, module)
-            targets.append(Target(name, index, f"{path}.{module}", (0, linear.out_features), linear.in_features))
-    return tuple(targets)
+    return tuple(target for index in range(len(model.blocks)) for target in _block_targets(model, index))
 
 
-def vit_features(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """Pooled features before the head: `image [rows, channels, H, W]` to `[rows, width]`."""
-    features: Tensor = model.forward_head(model.forward_features(batch["image"]), pre_logits=True)
-    return features
+def _block_targets(model: VisionTransformer, block: int) -> list[Target]:
+    path = f"blocks.{block}"
+    qkv = _linear(model, f"{path}.attn.qkv")
+    heads = int(model.get_submodule(f"{path}.attn").num_heads)  # type: ignore[arg-type]
+    width = qkv.out_features // 3
+    targets = [
+        Target(name, block, f"{path}.attn.qkv", (part * width, (part + 1) * width), qkv.in_features, heads)
+        for part, name in enumerate(("query", "key", "value"))
+    ]
+    for name, module in (("output", "attn.proj"), ("up", "mlp.fc1"), ("down", "mlp.fc2")):
+        linear = _linear(model, f"{path}.{module}")
+        rows = (0, linear.out_features)
+        targets.append(Target(name, block, f"{path}.{module}", rows, linear.in_features))
+    return targets
 
 
-def _linear(block: nn.Module, path: str, module: str) -> nn.Linear:
+def _linear(model: nn.Module, path: str) -> nn.Linear:
     try:
-        found = block.get_submodule(module)
+        found: nn.Module | None = model.get_submodule(path)
     except AttributeError:
         found = None
     if not isinstance(found, nn.Linear):
         raise ConfigError(
-            f"{path}.{module} of this timm model is not a linear layer, so its blocks cannot be adapted.\n"
+            f"backbone.name: {path} of this model is not a linear layer, so its blocks cannot be adapted.\n"
             "  Use a plain ViT, for example vit-b16 or timm/vit_base_patch16_224.augreg_in21k."
         )
     return found
+
+
+def _timm_name(name: str) -> str:
+    timm_name = _NAMED.get(name, name.removeprefix(_PREFIX))
+    if name in _NAMED or (name.startswith(_PREFIX) and _is_known(timm_name)):
+        return timm_name
+    valid = [*BACKBONES, *(_PREFIX + each for each in timm.list_models("*vit*", pretrained=True))]
+    near = difflib.get_close_matches(name, valid, n=3)
+    hint = f"Did you mean {' or '.join(near)}? " if near else ""
+    raise ConfigError(
+        f"backbone.name must be a known backbone, but got {name!r}.\n"
+        f"  {hint}Names: {', '.join(BACKBONES)}, timm/<a ViT of timm.list_models()>."
+    )
+
+
+def _is_known(timm_name: str) -> bool:
+    try:
+        return timm.get_pretrained_cfg(timm_name) is not None
+    except RuntimeError:  # a known architecture, but no such tag
+        return False
+
+
+def _build(timm_name: str) -> VisionTransformer:
+    model = timm.create_model(timm_name, num_classes=0)
+    if isinstance(model, VisionTransformer):
+        return model
+    raise ConfigError(
+        f"backbone.name must be a ViT of timm, but {_PREFIX}{timm_name} is a {type(model).__name__}.\n"
+        "  Use for example vit-b16 or timm/vit_base_patch16_224.augreg_in21k."
+    )
+
+
+def _pretrained(timm_name: str, config: Mapping[str, Any]) -> Cached:
+    source = {key: str(config.get(key)) for key in ("hf_hub_id", "tag", "url")}
+    return cached_tensors("timm", {"version": 1, "name": timm_name, **source}, partial(_download, timm_name))
+
+
+def _download(timm_name: str) -> dict[str, Tensor]:
+    try:
+        model = timm.create_model(timm_name, pretrained=True, num_classes=0)
+    except (OSError, RuntimeError) as error:
+        raise MachineError(
+            f"backbone.weights: the pre-trained weights of {timm_name} are not on this machine and cannot be "
+            f"fetched ({type(error).__name__}: {str(error).splitlines()[0]}).\n"
+            "  Connect to the network once, set backbone.weights to a local .safetensors or .pth file, or "
+            "to random for a model that was not trained."
+        ) from error
+    return dict(model.state_dict())

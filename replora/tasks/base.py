@@ -11,7 +11,12 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "Direction", "Forward", "Split", "SplitName", "Task"]
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Batch", "Direction", "Forward", "Split", "SplitName", "Task"]
+
+#: A task gives colour images `[B, 3, H, W]` on the scale [0, 1] normalized by these (known: ImageNet's
+#: red, green, blue); a backbone that was pre-trained with other numbers converts them.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Batch = Mapping[str, Tensor]
 Direction = Literal["maximize", "minimize"]

@@ -5,14 +5,14 @@ The cache spares every training process the import of scikit-learn.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from replora.cache import cached_tensors, hash_tensors
+from replora.cache import cached_tensors
 
 __all__ = ["Digits", "load_digits", "shuffled_by_class"]
-
-from dataclasses import dataclass
 
 #: Mean and standard deviation of the pixels of classes 0 to 4 on the scale [0, 1] (known: computed
 #: from the data; the classes of the transfer task have no say in it).
@@ -36,9 +36,9 @@ class Digits:
 
 def load_digits() -> Digits:
     """All digits, from the cache, or from scikit-learn when they are not cached yet."""
-    raw = cached_tensors("digits-data", {"version": 1}, _from_sklearn)
+    raw, data_hash = cached_tensors("digits-data", {"version": 1}, _from_sklearn)
     images = (raw["images"].float() / 16.0 - _MEAN) / _STD
-    return Digits(images.unsqueeze(1), raw["labels"].long(), hash_tensors(raw))
+    return Digits(images.unsqueeze(1), raw["labels"].long(), data_hash)
 
 
 def shuffled_by_class(labels: Tensor, classes: range, seed: int) -> list[list[int]]:
