@@ -26,9 +26,9 @@ def find_run(name: str) -> Path:
         ConfigError: If it is neither; the message lists the recipes.
     """
     names = recipe_names()
-    if name in names and not Path(name).exists():
+    if name in names and not _is_there(Path(name)):
         return RECIPES / f"{name}.yaml"
-    if not Path(name).exists():
+    if not _is_there(Path(name)):
         raise ConfigError(
             f"{name} is neither a file nor a recipe.\n  {nearest(name, names)}Recipes: {', '.join(names)}."
         )
@@ -98,7 +98,7 @@ def _find(name: object, chain: tuple[Path, ...]) -> Path:
     if name in recipe_names():
         return RECIPES / f"{name}.yaml"
     path = chain[-1].parent / name
-    if not name.endswith((".yaml", ".yml")) or not path.is_file():
+    if not name.endswith((".yaml", ".yml")) or not _is_there(path):
         names = recipe_names()
         raise ConfigError(
             f"extends must be the name of a recipe or a .yaml file, but got {shown(name)}.\n"
@@ -107,3 +107,10 @@ def _find(name: object, chain: tuple[Path, ...]) -> Path:
     if path.resolve() in {known.resolve() for known in chain}:
         raise ConfigError(f"extends goes round in a circle: {' -> '.join(map(str, (*chain, path)))}.")
     return path
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that no file can have, for example one that is too long
+        return False

@@ -314,19 +314,44 @@ def test_folder_that_is_no_run_is_refused(replora: Replora, tmp_path: Path, argu
     assert "none is not a folder of a run" in err
 
 
-def test_train_then_eval_give_the_same_validation_metrics(replora: Replora, tmp_path: Path) -> None:
-    folder = str(tmp_path / "run")
-    status, out, err = replora(
-        "train", RECIPE, "backbone.weights=random", "train.steps=2", "--dir", folder, "--json"
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run of two steps, trained through the command line, with its answer in answer.json."""
+    folder = tmp_path_factory.mktemp("trained")
+    done = run_program(
+        "", "train", RECIPE, "train.steps=2", "backbone.weights=random", "--dir", str(folder), "--json"
     )
-    trained = json.loads(out)
-    assert status == 0, err
-    assert trained["run_dir"] == folder
-    assert trained["seconds"] > 0
-    status, out, _ = replora("eval", folder, "--json")
-    metrics = json.loads(out)["metrics"]
+    assert done.returncode == 0, done.stderr
+    (folder / "answer.json").write_text(done.stdout)
+    return folder
+
+
+def test_train_answers_with_folder_metrics_and_seconds(trained: Path) -> None:
+    answer = json.loads((trained / "answer.json").read_text())
+    assert answer["run_dir"] == str(trained)
+    assert 0 <= answer["metrics"]["accuracy"] <= 1
+    assert answer["seconds"] > 0
+
+
+def test_eval_gives_the_validation_metrics_of_the_training(replora: Replora, trained: Path) -> None:
+    answer = json.loads((trained / "answer.json").read_text())
+    status, out, _ = replora("eval", str(trained), "--json")
     assert status == 0
-    assert metrics["accuracy"] == pytest.approx(trained["metrics"]["accuracy"])
+    assert json.loads(out)["metrics"]["accuracy"] == pytest.approx(answer["metrics"]["accuracy"])
+
+
+def test_export_writes_the_folder_that_it_names(replora: Replora, trained: Path, tmp_path: Path) -> None:
+    out_dir = tmp_path / "plain"
+    status, out, _ = replora("export", str(trained), "--as", "peft-lora", "--out", str(out_dir), "--json")
+    assert status == 0
+    assert json.loads(out) == {"run_dir": str(trained), "form": "peft-lora", "out": str(out_dir)}
+    assert (out_dir / "adapter_config.json").is_file()
+
+
+def test_folder_of_another_run_is_refused(replora: Replora, trained: Path) -> None:
+    status, _, err = replora("train", RECIPE, "seed=9", "--dir", str(trained))
+    assert status == 1
+    assert "belongs to the run" in err
 
 
 # --- words -----------------------------------------------------------------------------------------
