@@ -22,7 +22,7 @@ from replora.methods.sites import Group, Site, group_targets, select_targets
 from replora.models.base import Backbone, Target
 from replora.tasks.base import Batch
 
-__all__ = ["Adaptation", "FullAdaptation", "LowRankAdaptation", "ProbeAdaptation", "adapt", "sources"]
+__all__ = ["Adaptation", "adapt", "copy_structure", "sources"]
 
 
 class Adaptation(Protocol):

@@ -1,0 +1,119 @@
+"""A trained adapter without its generators: plain A and B per target, and the merged model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from replora.config import FullMethod, LowRankMethod
+from replora.errors import AdapterError
+from replora.methods.adaptation import copy_structure, sources
+from replora.methods.folder import SavedAdapter
+from replora.methods.layout import Layout, cover
+from replora.models.base import Backbone
+
+__all__ = ["BakedTarget", "bake", "head", "merge"]
+
+
+@dataclass(frozen=True)
+class BakedTarget:
+    """The plain low-rank update of one target: `W[rows] += scale * b @ a`.
+
+    Attributes:
+        name: Target name.
+        module: Dotted path of its linear.
+        rows: Output rows `(low, high)` of the linear.
+        a: `[r, I]`.
+        b: `[O, r]`.
+        scale: `alpha / r`.
+    """
+
+    name: str
+    module: str
+    rows: tuple[int, int]
+    a: Tensor
+    b: Tensor
+    scale: float
+
+
+@torch.no_grad()
+def bake(adapter: SavedAdapter, backbone: Backbone) -> list[BakedTarget]:
+    """The factors of a low-rank adapter, exactly as the layers used them; none for other methods.
+
+    Raises:
+        AdapterError: If the adapter was trained on another base.
+    """
+    _check_base(adapter, backbone)
+    method = adapter.config.method
+    if not isinstance(method, LowRankMethod):
+        return []
+    baked = []
+    for _, source in sources(backbone.targets, method):
+        layout = Layout(dict(source.shapes(_low_rank_cover(method))))
+        matrix = torch.zeros(1, layout.width, dtype=next(iter(adapter.tensors.values())).dtype)
+        layout.write(matrix[0], adapter.tensors)
+        made = source.make(layout.views(matrix), torch.tensor([method.rank]))
+        for site, (a, bs) in zip(source.sites, made, strict=True):
+            for layer, module in enumerate(site.modules):
+                for index, (target, rows) in enumerate(zip(site.targets, site.rows, strict=True)):
+                    own_a = a[0, layer, index, : method.rank].clone()
+                    own_b = bs[index][0, layer, : method.rank].T.contiguous()
+                    scale = method.alpha / method.rank
+                    baked.append(BakedTarget(target, module, rows, own_a, own_b, scale))
+    return baked
+
+
+@torch.no_grad()
+def merge(adapter: SavedAdapter, backbone: Backbone) -> nn.Module:
+    """A copy of the base with the adapter inside its weights; inference costs what the base costs.
+
+    Only the changed weights are new memory; the rest is shared with the backbone.
+
+    Raises:
+        AdapterError: If the adapter was trained on another base.
+    """
+    model = copy_structure(backbone.model)
+    if isinstance(adapter.config.method, FullMethod):
+        _check_base(adapter, backbone)
+        _replace(model, {n[5:]: t for n, t in adapter.tensors.items() if n.startswith("base.")})
+        return model
+    weights: dict[str, Tensor] = {}
+    for target in bake(adapter, backbone):
+        name = f"{target.module}.weight"
+        weight = weights.setdefault(name, model.get_parameter(name).detach().clone())
+        low, high = target.rows
+        weight[low:high] += (target.scale * target.b @ target.a).to(weight)
+    _replace(model, weights)
+    return model
+
+
+def _replace(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    for name, weight in weights.items():
+        path, _, leaf = name.rpartition(".")
+        old = model.get_parameter(name)
+        parameter = nn.Parameter(weight.to(old), requires_grad=False)
+        setattr(model.get_submodule(path), leaf, parameter)
+
+
+def _low_rank_cover(method: LowRankMethod) -> LowRankMethod:
+    covered = cover([method])
+    assert isinstance(covered, LowRankMethod)
+    return covered
+
+
+def _check_base(adapter: SavedAdapter, backbone: Backbone) -> None:
+    if adapter.backbone_fingerprint != backbone.fingerprint:
+        raise AdapterError(
+            f"the adapter was trained on the base {adapter.backbone_fingerprint}, "
+            f"but {backbone.name} is {backbone.fingerprint}: give the same weights"
+        )
+
+
+def head(adapter: SavedAdapter) -> tuple[Tensor, Tensor] | None:
+    """Weight `[C, D]` and bias `[C]` of the task head, or None where the task has none."""
+    if not adapter.head_width:
+        return None
+    return adapter.tensors["head.weight"], adapter.tensors["head.bias"]

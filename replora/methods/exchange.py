@@ -1,0 +1,166 @@
+"""Adapters for other programs: plain LoRA folders that stock PEFT opens, and merged weights.
+
+The only file that knows PEFT. A low-rank update of a slice of a fused qkv becomes part of one LoRA
+on the whole linear: A stacks the targets' A, B has their B as blocks on its diagonal rows, and alpha
+grows with the rank, so the product is the same to the last bit of the format.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from replora.config import LowRankMethod
+from replora.errors import AdapterError
+from replora.methods.bake import BakedTarget, bake, head, merge
+from replora.methods.folder import SavedAdapter, load_adapter, save_adapter
+from replora.models.base import Backbone
+from replora.models.load import load_backbone
+
+__all__ = ["KINDS", "export"]
+
+Kind = Literal["peft-lora", "merged", "replora"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+Files = Mapping[str, str | Mapping[str, Tensor]]
+
+
+def export(run_dir: Path, kind: Kind, out: Path) -> Path:
+    """Writes a run's adapter in another form into a new folder.
+
+    Args:
+        run_dir: Folder of a finished run or trial.
+        kind: `peft-lora` (plain LoRA, for `peft.PeftModel.from_pretrained`), `merged` (whole weights)
+            or `replora` (this project's own folder, which `replora eval` reads).
+        out: Folder to create.
+
+    Returns:
+        `out`.
+
+    Raises:
+        AdapterError: If `run_dir` holds no adapter, the method has no such form, or `out` exists.
+    """
+    adapter = load_adapter(run_dir / "adapter")
+    if kind not in KINDS:
+        raise AdapterError(f"export kind must be one of {', '.join(KINDS)}, but got {kind!r}")
+    if out.exists():
+        raise AdapterError(f"{out}: exists already; name a new folder")
+    if kind == "replora":
+        save_adapter(out, adapter)
+        return out
+    backbone = load_backbone(adapter.config.backbone, precision="fp32", device="cpu")
+    files = _peft_lora(adapter, backbone) if kind == "peft-lora" else _merged(adapter, backbone)
+    temporary = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for name, content in files.items():
+        if isinstance(content, str):
+            (temporary / name).write_text(content)
+        else:
+            save_file({key: tensor.contiguous() for key, tensor in content.items()}, temporary / name)
+    temporary.rename(out)
+    return out
+
+
+def _peft_lora(adapter: SavedAdapter, backbone: Backbone) -> Files:
+    method = adapter.config.method
+    if not isinstance(method, LowRankMethod):
+        raise AdapterError(f"a {method.name} run has no LoRA form; export it as merged")
+    tensors: dict[str, Tensor] = {}
+    ranks: dict[str, int] = {}
+    targets = sorted(bake(adapter, backbone), key=lambda target: (target.module, target.rows))
+    for module, members in groupby(targets, key=lambda target: target.module):
+        a, b = _stacked(list(members), backbone)
+        tensors[f"base_model.model.{module}.lora_A.weight"] = a
+        tensors[f"base_model.model.{module}.lora_B.weight"] = b
+        ranks[module] = a.shape[0]
+    described = _lora_config(ranks, method, adapter)
+    trained_head = head(adapter)
+    if trained_head is not None:
+        tensors["base_model.model.head.weight"], tensors["base_model.model.head.bias"] = trained_head
+    return {
+        "adapter_model.safetensors": tensors,
+        "adapter_config.json": described,
+        "README.md": _PEFT_README.format(name=adapter.config.backbone.name, classes=adapter.head_width),
+    }
+
+
+def _stacked(targets: Sequence[BakedTarget], backbone: Backbone) -> tuple[Tensor, Tensor]:
+    """One LoRA `A [sum r, I]`, `B [O, sum r]` for all targets in one linear."""
+    outputs = backbone.model.get_parameter(f"{targets[0].module}.weight").shape[0]
+    a = torch.cat([target.a for target in targets])
+    b = torch.zeros(outputs, a.shape[0], dtype=a.dtype)
+    column = 0
+    for target in targets:
+        low, high = target.rows
+        b[low:high, column : column + target.b.shape[1]] = target.b
+        column += target.b.shape[1]
+    return a.float(), b.float()
+
+
+def _lora_config(ranks: Mapping[str, int], method: LowRankMethod, adapter: SavedAdapter) -> str:
+    """PEFT's own configuration; every module keeps the scale `alpha / rank` of the method."""
+    from peft import LoraConfig  # slow to import
+
+    rank = next(iter(ranks.values()))
+    alphas = {module: found * method.alpha / method.rank for module, found in ranks.items()}
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alphas[next(iter(ranks))],  # type: ignore[arg-type]
+        lora_dropout=method.dropout,
+        target_modules=sorted(ranks),
+        rank_pattern={module: found for module, found in ranks.items() if found != rank},
+        alpha_pattern={module: alphas[module] for module, found in ranks.items() if found != rank},
+        modules_to_save=["head"] if adapter.head_width else None,
+        inference_mode=True,
+    )
+    described = config.to_dict()
+    described["target_modules"] = sorted(ranks)
+    return json.dumps(described, indent=2, sort_keys=True, default=str) + "\n"
+
+
+def _merged(adapter: SavedAdapter, backbone: Backbone) -> Files:
+    tensors = {name: tensor.detach() for name, tensor in merge(adapter, backbone).state_dict().items()}
+    trained_head = head(adapter)
+    if trained_head is not None:
+        tensors["head.weight"], tensors["head.bias"] = (tensor.float() for tensor in trained_head)
+    described = {
+        "backbone": adapter.config.backbone.model_dump(mode="json"),
+        "classes": adapter.head_width,
+        "made_from": adapter.config.model_dump(mode="json"),
+    }
+    readme = _MERGED_README.format(name=adapter.config.backbone.name, classes=adapter.head_width)
+    return {
+        "model.safetensors": tensors,
+        "config.json": json.dumps(described, indent=2) + "\n",
+        "README.md": readme,
+    }
+
+
+_PEFT_README = """\
+# A plain LoRA adapter for {name}
+
+    from peft import PeftModel
+    from replora.config import BackboneConfig
+    from replora.models.load import load_backbone
+
+    base = load_backbone(BackboneConfig(name="{name}"), precision="fp32", device="cpu").model
+    base.reset_classifier({classes})
+    model = PeftModel.from_pretrained(base, "<this folder>").eval()
+
+`base` is a timm VisionTransformer; any way to build the same one with the same weights will do.
+"""
+
+_MERGED_README = """\
+# {name} with the adapter merged in
+
+`model.safetensors` is the state of the timm VisionTransformer with {classes} classes: build it, call
+`reset_classifier({classes})`, and `load_state_dict(safetensors.torch.load_file("model.safetensors"))`.
+"""

@@ -1,0 +1,104 @@
+"""What leaves the project: plain LoRA for stock PEFT, merged weights, and our own folder."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from replora.config import FullMethod, LinearProbeMethod, LoraMethod, ReploraMethod, RunConfig, TrainConfig
+from replora.errors import AdapterError
+from replora.methods.exchange import export
+from replora.methods.folder import load_adapter
+from replora.models.load import load_backbone
+from replora.tasks.load import load_task
+from replora.train.loop import train
+from replora.train.model import SlotModel
+
+LOW_RANK = {
+    "lora": LoraMethod(rank=3),
+    "replora": ReploraMethod(rank=3, hidden=5),
+    "replora-plain": ReploraMethod(rank=3, hidden=5, plain_targets=("key", "up")),
+    "replora-model": ReploraMethod(rank=3, hidden=5, scope="model", shared=False),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """One short finished run per method, made when first asked for."""
+    folder = tmp_path_factory.mktemp("runs")
+
+    def of(name):
+        methods = {**LOW_RANK, "full": FullMethod(), "linear-probe": LinearProbeMethod()}
+        config = RunConfig(method=methods[name], train=TrainConfig(steps=12, batch=8))
+        train(config, folder / name)
+        return folder / name, config
+
+    return of
+
+
+def logits(run_dir, config):
+    """Our own forward pass over the validation split."""
+    backbone = load_backbone(config.backbone, precision="fp32", device="cpu")
+    task = load_task(config.task, precision="fp32", device="cpu")
+    split = task.split("val")
+    batch = split.take(torch.arange(len(split)), None)
+    model = SlotModel(backbone, task, config)
+    parameters = model.one(load_adapter(run_dir / "adapter").tensors, config.method)
+    with torch.no_grad():
+        model.adaptation.prepare(parameters, [config.method])
+        packed = {name: tensor.unsqueeze(0) for name, tensor in batch.items()}
+        return batch["image"], model.forward(packed, parameters)[0]
+
+
+def stock_model(config, classes=5):
+    model = load_backbone(config.backbone, precision="fp32", device="cpu").model
+    model.reset_classifier(classes)
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", LOW_RANK)
+def test_stock_peft_gives_the_same_logits(name, runs, tmp_path):
+    run_dir, config = runs(name)
+    images, ours = logits(run_dir, config)
+    out = export(run_dir, "peft-lora", tmp_path / "lora")
+    theirs = PeftModel.from_pretrained(stock_model(config), str(out)).eval()
+    with torch.no_grad():
+        assert torch.allclose(theirs(images), ours, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [*LOW_RANK, "full", "linear-probe"])
+def test_merge_equals_forward(name, runs, tmp_path):
+    run_dir, config = runs(name)
+    images, ours = logits(run_dir, config)
+    out = export(run_dir, "merged", tmp_path / "merged")
+    model = stock_model(config)
+    model.load_state_dict(load_file(out / "model.safetensors"))
+    with torch.no_grad():
+        assert torch.allclose(model(images), ours, atol=1e-5)
+
+
+def test_own_folder_keeps_every_bit(runs, tmp_path):
+    run_dir, _ = runs("replora")
+    out = export(run_dir, "replora", tmp_path / "own")
+    before, after = load_adapter(run_dir / "adapter"), load_adapter(out)
+    assert before.config == after.config
+    assert before.tensors.keys() == after.tensors.keys()
+    assert all(torch.equal(before.tensors[name], after.tensors[name]) for name in before.tensors)
+
+
+def test_export_refuses_a_method_without_a_lora_form(runs, tmp_path):
+    with pytest.raises(AdapterError, match="no LoRA form"):
+        export(runs("full")[0], "peft-lora", tmp_path / "lora")
+
+
+def test_export_refuses_an_existing_folder(runs, tmp_path):
+    with pytest.raises(AdapterError, match="exists already"):
+        export(runs("lora")[0], "merged", tmp_path)
+
+
+def test_export_leaves_nothing_half_written(runs, tmp_path):
+    with pytest.raises(AdapterError):
+        export(runs("full")[0], "peft-lora", tmp_path / "lora")
+    assert list(tmp_path.iterdir()) == []
