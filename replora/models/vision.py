@@ -19,7 +19,7 @@ from replora.models import BACKBONES
 from replora.models.base import Target
 from replora.tasks.base import IMAGENET_MEAN, IMAGENET_STD
 
-__all__ = ["Architecture", "VitFeatures", "timm_architecture", "vit_targets"]
+__all__ = ["Architecture", "VitFeatures", "timm_architecture", "vit_features", "vit_targets"]
 
 _NAMED = {
     "vit-ti16": "vit_tiny_patch16_224.augreg_in21k",
@@ -32,7 +32,7 @@ _PREFIX = "timm/"
 
 @dataclass(frozen=True)
 class VitFeatures:
-    """Pooled features before the head: `image [rows, channels, H, W]` to `[rows, width]`.
+    """`vit_features` of images of the right shape, in the normalization of the model's pre-training.
 
     Attributes:
         image: Channels, height and width that the model takes.
@@ -59,8 +59,14 @@ class VitFeatures:
             )
         if self.scale is not None and self.shift is not None:
             image = image * self.scale.to(image) + self.shift.to(image)
-        features: Tensor = model.forward_head(model.forward_features(image), pre_logits=True)  # type: ignore[operator]
-        return features
+        return vit_features(model, {"image": image})
+
+
+def vit_features(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """Pooled features before the head of a timm ViT: `image [rows, channels, H, W]` to `[rows, width]`."""
+    tokens = model.forward_features(batch["image"])  # type: ignore[operator]
+    features: Tensor = model.forward_head(tokens, pre_logits=True)  # type: ignore[operator]
+    return features
 
 
 @dataclass(frozen=True)

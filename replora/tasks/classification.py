@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from replora.errors import DataError
 from replora.tasks.base import Batch, Direction, Forward, Split, SplitName
 
 __all__ = ["Classification"]
@@ -34,7 +35,13 @@ class Classification:
         self._evaluation_batch = evaluation_batch
 
     def split(self, name: SplitName) -> Split:
-        """The named split."""
+        """The named split.
+
+        Raises:
+            DataError: If it has no examples.
+        """
+        if name not in self._splits:
+            raise DataError(f"the task has no {name} split: its share of the data is 0.")
         return self._splits[name]
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:

@@ -30,4 +30,6 @@ def load_task(
     """
     if isinstance(config, DigitsTask):
         return digits_task(config, _DTYPES[precision], torch.device(device))
-    raise NotImplementedError
+    from replora.tasks.image_folder import image_folder_task  # Pillow, which digits can do without
+
+    return image_folder_task(config, _DTYPES[precision], torch.device(device))
