@@ -14,7 +14,7 @@ from replora.models import BACKBONES
 from replora.models.base import Backbone
 from replora.models.digits import build_digits_vit
 from replora.models.shapes import TargetShape, shapes_of
-from replora.models.vision import vit_features, vit_targets
+from replora.models.vision import vit_targets
 from replora.parameters import trainable_parameters
 
 METHODS: list[MethodConfig] = [
@@ -61,7 +61,9 @@ def test_targets_equal_the_built_model(name: str) -> None:
 def test_count_equals_the_parameters_that_a_slot_trains(method: MethodConfig) -> None:
     model, shape = build_digits_vit(), shapes_of("vit-digits")
     assert shape is not None
-    backbone = Backbone("vit-digits", model, vit_targets(model), vit_features, shape.width, "sha256:0")
+    backbone = Backbone(
+        "vit-digits", model, vit_targets(model), lambda model, batch: batch["image"], shape.width, "sha256:0"
+    )
     trained = sum(torch.Size(size).numel() for size in adapt(backbone, method).shapes(method).values())
     assert trainable_parameters(method, shape.targets, shape.base_parameters) == trained
 
