@@ -102,11 +102,13 @@ class ResourceConfig(Frozen):
         hosts: Processes that hold a frozen base each.
         slots: Trials that train at once on one host (K).
         threads: CPU threads of one host.
+        address: Of a running Ray cluster (`auto` finds the local one); null starts Ray on this machine.
     """
 
     hosts: Positive | None = None
     slots: Positive | None = None
     threads: Positive | None = None
+    address: str | None = None
 
 
 class TrackingConfig(Frozen):

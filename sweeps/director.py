@@ -111,7 +111,7 @@ class Director:
         Raises:
             DataError: If the host reads other data than the hosts before it.
         """
-        if data and self.view.data and data != self.view.data:
+        if data and self.view.data and not self.view.data_open and data != self.view.data:
             raise DataError(
                 f"the data of task {self._config.run.task.name} on host {host} is not what this sweep began "
                 f"with: {data} instead of {self.view.data}.\n"
@@ -160,6 +160,11 @@ class Director:
 
     def _counts(self, trial: str, attempt: int | None) -> bool:
         return trial in self._active and attempt in (None, self._attempts[trial])
+
+    def close(self) -> None:
+        """Records that nothing is left to do, and whether any trial was trained to its end."""
+        finished = any(trial.state == "finished" for trial in self.view.trials.values())
+        self._record([Entry("closed", None, {"state": "done" if finished else "failed"})])
 
     # --- from events to lines -------------------------------------------------------------------
 

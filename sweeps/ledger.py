@@ -99,6 +99,7 @@ class SweepView:
         started: Time of the first line, in unix seconds.
         updated: Time of the last line.
         data: Hash of the data that the trials read; empty until a host has told it.
+        data_open: Other data would be accepted, since a person has accepted changes.
         skipped: Proposals that became no trial, being invalid or known already.
     """
 
@@ -115,6 +116,7 @@ class SweepView:
     started: float = 0.0
     updated: float = 0.0
     data: str = ""
+    data_open: bool = False
     skipped: int = 0
 
     def apply(self, line: Line) -> None:
@@ -128,7 +130,8 @@ class SweepView:
             self.config, self.started = line.get("config", {}), line["time"]
         elif event == "resumed":
             self.versions, self.closed = line["versions"], None
-            self.data = "" if line["accepted"] else self.data
+            self.data_open = self.data_open or bool(line["accepted"])
+            self.config = line.get("config", self.config)
         elif event == "closed":
             self.closed = line["state"]
         elif event == "skipped":
@@ -138,7 +141,8 @@ class SweepView:
             self.trials[line["trial"]] = TrialView(line["trial"], state="asked", **fields)
         elif line["trial"] is not None:
             _APPLY[event](self.trials[line["trial"]], line)
-            self.data = self.data or line.get("data", "")
+            if line.get("data") and (self.data_open or not self.data):
+                self.data, self.data_open = line["data"], False
 
 
 def _started(trial: TrialView, line: Line) -> None:

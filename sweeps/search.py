@@ -6,6 +6,7 @@ the ledger's record through `recall` and `tell`, which gives the same searcher b
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +22,15 @@ if TYPE_CHECKING:
     from optuna import Study, Trial
     from optuna.samplers import BaseSampler
 
-__all__ = ["GridSearch", "OptunaSearch", "Outcome", "RandomSearch", "Searcher", "make_searcher"]
+__all__ = [
+    "GridSearch",
+    "OptunaSearch",
+    "Outcome",
+    "RandomSearch",
+    "Searcher",
+    "check_installed",
+    "make_searcher",
+]
 
 Direction = Literal["maximize", "minimize"]
 
@@ -125,9 +134,6 @@ class OptunaSearch:
     drew random numbers, and a study rebuilt from the ledger goes on as the lost one would have.
 
     Pruned trials are told as PRUNED with their values at each step, failed ones as FAIL.
-
-    Raises:
-        MachineError: If the sampler needs a package that is not installed.
     """
 
     def __init__(self, space: Space, config: SearchConfig, direction: Direction) -> None:
@@ -213,7 +219,6 @@ def _suggest(trial: Trial, key: str, domain: Domain) -> Scalar:
 
 def _sampler_factory(space: Space, config: SearchConfig) -> Any:
     """Makes the sampler of the n-th proposal."""
-    _check_package(config.sampler)
     conditional = any(domain.when for domain in space.domains.values())
 
     def make(number: int) -> BaseSampler:
@@ -234,12 +239,20 @@ def _sampler_factory(space: Space, config: SearchConfig) -> Any:
     return make
 
 
-def _check_package(sampler: str) -> None:
-    import importlib.util
+def check_installed(config: SearchConfig) -> None:
+    """Refuses a searcher whose package is missing, before a sweep leaves anything behind.
 
-    needed = {"cma-es": "cmaes", "gp": "torch", "qmc": "scipy"}.get(sampler)
-    if needed is not None and importlib.util.find_spec(needed) is None:
-        raise MachineError(
-            f"search.sampler: {sampler} needs the package {needed}, which is not installed.\n"
-            f"  Install it (pip install {needed}), or take search.sampler: tpe."
-        )
+    Raises:
+        MachineError: Saying what to install.
+    """
+    if config.name != "optuna":
+        return
+    for package in (
+        "optuna",
+        *({"cma-es": ["cmaes"], "gp": ["torch"], "qmc": ["scipy"]}.get(config.sampler, [])),
+    ):
+        if importlib.util.find_spec(package) is None:
+            raise MachineError(
+                f"search.sampler: {config.sampler} needs the package {package}, which is not installed.\n"
+                f"  Install it (pip install {package}), or take another sampler (tpe needs only optuna)."
+            )

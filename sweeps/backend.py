@@ -1,0 +1,101 @@
+"""The in-process backend: one host in this process, driven by the same director as the hosts of Ray."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from replora.train.events import Event
+from sweeps.director import Director, TrialTask
+from sweeps.interruption import interruption, raise_for
+
+__all__ = ["Trainer", "drive", "run"]
+
+IDLE_S = 0.2  # between calls of on_idle (choice: what a person notices)
+
+
+class Trainer(Protocol):
+    """What a backend asks of a host; `sweeps.host.Host` is one."""
+
+    @property
+    def free(self) -> int:
+        """Slots without a trial."""
+        ...
+
+    def admit(self, task: TrialTask) -> str | None:
+        """Gives a trial a slot; the hash of the data that it reads, or None if it did not start."""
+        ...
+
+    def withdraw(self, trial: str) -> None:
+        """Stops a trial early."""
+        ...
+
+    def step(self) -> list[Event]:
+        """One optimizer step of every running trial, and everything that happened since the last call."""
+        ...
+
+    def checkpoint(self) -> list[Event]:
+        """Writes the state of every running trial."""
+        ...
+
+
+def run(  # noqa: PLR0913 - the contract of both backends (docs/architecture.md)
+    director: Director,
+    *,
+    folder: Path,
+    hosts: int,
+    slots: int,
+    threads: int,
+    address: str | None = None,
+    on_idle: Callable[[], None] | None = None,
+) -> None:
+    """Runs a sweep to its end in this process; returns when `director.done`.
+
+    Args:
+        director: Decides which trials run and which stop, and records everything.
+        folder: Of the sweep.
+        hosts: Ignored but for its product with `slots`: all slots are in the one host of this process.
+        slots: Trials that train at once, for each of `hosts`.
+        threads: CPU threads, for each of `hosts`.
+        address: Ignored; there is no Ray.
+        on_idle: Called several times a second, for a live display.
+
+    Raises:
+        KeyboardInterrupt: After SIGINT, when every running trial has written a checkpoint.
+        SystemExit: After SIGTERM, likewise.
+    """
+    del folder, address
+    drive(director, _host(hosts * slots, hosts * threads), on_idle or (lambda: None))
+
+
+def drive(director: Director, trainer: Trainer, beat: Callable[[], None]) -> None:
+    """Steps one host until the director is done or a signal arrives."""
+    last = time.monotonic()
+    with interruption() as signalled:
+        while not (director.done or signalled):
+            _fill(director, trainer)
+            for trial in director.handle_all(trainer.step()):
+                trainer.withdraw(trial)
+            if time.monotonic() - last >= IDLE_S:
+                beat()
+                last = time.monotonic()
+        if signalled:
+            director.handle_all(trainer.checkpoint())
+    raise_for(signalled)
+
+
+def _fill(director: Director, trainer: Trainer) -> None:
+    while trainer.free and (task := director.ask()) is not None:
+        data = trainer.admit(task)
+        if data is not None:
+            director.started(task.fingerprint, "in-process", data)
+
+
+def _host(slots: int, threads: int) -> Trainer:
+    import torch
+
+    from sweeps.host import Host
+
+    return Host(slots, threads, "cuda" if torch.cuda.is_available() else "cpu")

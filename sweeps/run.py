@@ -1,0 +1,200 @@
+"""Runs a sweep from its configuration to its answer, and goes on with one that was cut off."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from replora.config import ImageFolderTask
+from sweeps.best import Selection, select
+from sweeps.check import check_sweep
+from sweeps.config import SweepConfig
+from sweeps.continuing import (
+    SWEEP_NAME,
+    changes_since,
+    check_same,
+    continued_config,
+    refuse_changes,
+    sweep_fingerprint,
+)
+from sweeps.director import Director
+from sweeps.handover import BEST_NAME, best_document, write_best, write_yaml
+from sweeps.ledger import Ledger, SweepView, read_ledger
+from sweeps.objective import objective_of
+from sweeps.provenance import git_revision, versions
+from sweeps.resources import layout_of, trials_planned
+from sweeps.search import check_installed
+
+__all__ = ["SweepResult", "resume_sweep", "run_sweep"]
+
+_BACKENDS = {"ray": "sweeps.ray_backend", "in-process": "sweeps.backend"}
+#: Longest wait for MLflow to take what it still lacks at the end, and after an interruption, in seconds
+#: (choice: a person waits). `replora sync` brings the rest.
+RECORDER_S, RECORDER_INTERRUPTED_S = 60.0, 5.0
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep came to.
+
+    Attributes:
+        best: `best.yaml` as data; None if no configuration was trained to its end.
+        undelivered: Metric values that MLflow lacks; `replora sync` brings them.
+    """
+
+    folder: Path
+    view: SweepView
+    selection: Selection
+    best: dict[str, Any] | None
+    undelivered: int = 0
+
+
+def run_sweep(config: SweepConfig, folder: Path) -> SweepResult:
+    """Runs a sweep to its end; a folder that holds a part of the same sweep is gone on with.
+
+    Args:
+        config: The sweep; it is checked before anything is written.
+        folder: Of this sweep, new or old.
+
+    Raises:
+        ConfigError: With every fault of the sweep.
+        LedgerError: If the folder belongs to another sweep, or another process drives it.
+        MachineError: If a package is missing.
+        TrackingError: If MLflow does not answer.
+        KeyboardInterrupt: After Ctrl-C; everything so far is in the ledger.
+    """
+    config = _with_absolute_root(config)
+    check_sweep(config)
+    check_installed(config.search)
+    _check_tracking(config, folder)
+    with Ledger.open(folder) as ledger:
+        if ledger.size:
+            view = read_ledger(folder)
+            check_same(view, config, folder)
+            return _go_on(config, ledger, view, accept_changes=False)
+        objective = objective_of(config)
+        write_yaml(folder / SWEEP_NAME, config.model_dump(mode="json"))
+        ledger.append(
+            "sweep",
+            sweep=sweep_fingerprint(config),
+            name=config.name,
+            versions=versions(),
+            git=git_revision(),
+            metric=objective.metric,
+            direction=objective.direction,
+            config=config.model_dump(mode="json"),
+        )
+        return _drive(config, ledger)
+
+
+def resume_sweep(folder: Path, *, accept_changes: bool = False) -> SweepResult:
+    """Goes on with a sweep; no finished trial is trained again, running ones go on from their checkpoints.
+
+    Args:
+        folder: Of the sweep.
+        accept_changes: Go on although versions, code or open parts of `sweep.yaml` changed; recorded.
+
+    Raises:
+        LedgerError: If the folder holds no sweep, is damaged, or something changed without consent.
+        ConfigError: If `sweep.yaml` was changed in a part that decides what the trials so far mean.
+    """
+    view = read_ledger(folder)
+    config = continued_config(view, folder)
+    check_installed(config.search)
+    with Ledger.open(folder) as ledger:
+        return _go_on(config, ledger, read_ledger(folder), accept_changes=accept_changes)
+
+
+def _go_on(config: SweepConfig, ledger: Ledger, view: SweepView, *, accept_changes: bool) -> SweepResult:
+    folder = ledger.path.parent
+    changes = changes_since(view, config)
+    extended = config.search != SweepConfig.model_validate(view.config).search
+    extended |= config.confirm != SweepConfig.model_validate(view.config).confirm
+    if view.closed is not None and not extended:
+        return _answer(folder, view)  # nothing is left to do, whatever changed
+    if not accept_changes:
+        refuse_changes(changes, folder)
+    _check_tracking(config, folder)
+    write_yaml(folder / SWEEP_NAME, config.model_dump(mode="json"))
+    ledger.append(
+        "resumed",
+        versions=versions(),
+        git=git_revision(),
+        accepted=changes,
+        config=config.model_dump(mode="json"),
+    )
+    return _drive(config, ledger)
+
+
+def _drive(config: SweepConfig, ledger: Ledger) -> SweepResult:
+    """Trains what is left to train, with the recorder and the live table beside it."""
+    from sweeps.mlflow_recorder import MlflowRecorder
+
+    folder = ledger.path.parent
+    director = Director(config, ledger)
+    recorder = MlflowRecorder(folder, config.tracking.uri, config.tracking.experiment)
+    recorder.start()
+    patience = RECORDER_INTERRUPTED_S
+    try:
+        _train(config, director, folder)
+        director.close()
+        result = _answer(folder, director.view)
+        patience = RECORDER_S
+    except (KeyboardInterrupt, SystemExit):
+        ended = sum(trial.ended for trial in director.view.trials.values())
+        sys.stderr.write(f"Stopped after {ended} trials. Go on with: replora resume {folder}\n")
+        raise
+    finally:
+        undelivered = recorder.close(patience)
+    return replace(result, undelivered=undelivered)
+
+
+def _train(config: SweepConfig, director: Director, folder: Path) -> None:
+    from sweeps.report import LiveTable
+
+    run = import_module(_BACKENDS[config.backend]).run
+    layout = layout_of(config)
+    with LiveTable(director.view, layout.hosts * layout.slots, trials_planned(config)) as live:
+        run(
+            director,
+            folder=folder,
+            hosts=layout.hosts,
+            slots=layout.slots,
+            threads=layout.threads,
+            address=config.resources.address,
+            on_idle=live.update,
+        )
+
+
+def _answer(folder: Path, view: SweepView) -> SweepResult:
+    """Writes what the sweep hands over."""
+    from sweeps.report import write_report
+
+    selection = select(view)
+    best = best_document(selection, [folder], [view]) if selection.best else None
+    if best is not None:
+        write_best(folder / BEST_NAME, best)
+    write_report(folder)
+    return SweepResult(folder, view, selection, best)
+
+
+def _check_tracking(config: SweepConfig, folder: Path) -> None:
+    """Asks a configured server before anything starts; the default file needs no asking."""
+    if config.tracking.uri is None:
+        return
+    from sweeps.mlflow_recorder import MlflowRecorder, check_reachable
+
+    recorder = MlflowRecorder(folder, config.tracking.uri, config.tracking.experiment)
+    check_reachable(recorder.uri, experiment=config.tracking.experiment)
+
+
+def _with_absolute_root(config: SweepConfig) -> SweepConfig:
+    """A folder of images is found again from any working folder."""
+    task = config.run.task
+    if not isinstance(task, ImageFolderTask) or task.root.is_absolute():
+        return config
+    task = task.model_copy(update={"root": task.root.absolute()})
+    return config.model_copy(update={"run": config.run.model_copy(update={"task": task})})
