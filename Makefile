@@ -6,6 +6,7 @@ RUNS ?= runs
 BENCH_ARGS ?=
 
 BIN := .venv/bin
+REPLORA := $(BIN)/replora
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 # Named after the content of the two files and the extras, so that a second call costs nothing.
 comma := ,
@@ -40,6 +41,16 @@ $(BIN)/python:
 	  exit 3; }
 	@if $(PYTHON) -c 'import ensurepip' 2>/dev/null; then $(PYTHON) -m venv .venv; \
 	else $(PYTHON) -m venv --without-pip .venv && $(PYTHON) -m pip -q --python $(BIN)/python install pip; fi
+
+# Each step goes on with what its folder holds, so giving the command again trains nothing again.
+sweep: env ## the main job: grid, Optuna, choice, final run, adapter, check with stock PEFT
+	@$(REPLORA) sweep sweeps/spaces/digits-grid.yaml --dir $(RUNS)/digits-grid
+	@$(REPLORA) sweep sweeps/spaces/digits-optuna.yaml --dir $(RUNS)/digits-optuna
+	@$(REPLORA) best $(RUNS)/digits-grid $(RUNS)/digits-optuna --out $(RUNS)/best.yaml
+	@$(REPLORA) train $(RUNS)/best.yaml --dir $(RUNS)/final --test
+	@rm -rf $(RUNS)/final-peft
+	@$(REPLORA) export $(RUNS)/final --as peft-lora --out $(RUNS)/final-peft
+	@$(BIN)/python examples/open_with_peft.py $(RUNS)/final $(RUNS)/final-peft
 
 test: check ## lint, types, layers and the CPU test suite
 	@$(BIN)/python -m pytest
