@@ -155,8 +155,8 @@ class Host:
         return self._groups[key]
 
     def _base_of(self, config: RunConfig) -> tuple[Backbone, Task]:
-        from replora.models import load_backbone
-        from replora.tasks import load_task
+        from replora.models.load import load_backbone
+        from replora.tasks.load import load_task
 
         key = _base_key(config)
         if key not in self._bases:

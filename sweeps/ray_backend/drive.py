@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Callable
 from typing import Any
 
 from ray.exceptions import RayError
@@ -20,6 +16,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import SearchAlgorithm
 
 from replora.errors import MachineError
+from sweeps.interruption import interruption, raise_for
 from sweeps.ray_backend.contract import Director, HostFactory, HostPlan, Trainer
 from sweeps.ray_backend.hosts import RemoteHost
 from sweeps.ray_backend.session import Session
@@ -112,6 +109,11 @@ def drive(
         plan: Of the hosts.
         on_idle: Called about five times a second.
         factory: Builds the trainer of a host; null means `sweeps.host.Host`.
+
+    Raises:
+        MachineError: If the connection to Ray is lost, or a host says that its machine is not fit.
+        KeyboardInterrupt: After SIGINT, when the running trials have written checkpoints.
+        SystemExit: After SIGTERM, likewise.
     """
     share = session.share(plan.threads)
     hosts = [RemoteHost(index, plan, share, factory or _make_host) for index in range(plan.hosts)]
@@ -128,36 +130,7 @@ def drive(
         raise MachineError(f"the connection to Ray was lost: {error}. Resume the sweep.") from error
     finally:
         slots.cleanup()
-    if signalled:
-        raise KeyboardInterrupt if signalled[0] == signal.SIGINT else SystemExit(128 + signalled[0])
-
-
-@contextmanager
-def interruption() -> Iterator[list[int]]:
-    """Collects the first SIGINT or SIGTERM instead of letting it strike in the middle of a record.
-
-    A second one acts as it did before.
-    """
-    signalled: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # Python delivers signals there only
-        yield signalled
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def note(number: int, frame: FrameType | None) -> None:
-        signalled.append(number)
-        restore()
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield signalled
-    finally:
-        restore()
+    raise_for(signalled)
 
 
 def _controller(director: Director, slots: SlotActorManager, session: Session) -> PackedTuneController:

@@ -58,6 +58,7 @@ class HostLoop:
         self._attempts: dict[str, int] = {}
         self._error: BaseException | None = None
         self._stopping = False
+        self._ended = False
         self._thread = threading.Thread(target=self._run, name="host-loop", daemon=True)
         self._thread.start()
 
@@ -68,13 +69,15 @@ class HostLoop:
             self._changed.notify_all()
 
     def poll(self) -> News:
-        """Waits for news and gives all there is; reports wait up to `BATCH_WAIT_S` for others.
+        """Waits for news and gives all there is; nothing once the loop has ended.
+
+        Reports wait up to `BATCH_WAIT_S` for others.
 
         Raises:
             BaseException: Whatever ended the loop, for example an import that failed in its start.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._news or self._error or self._stopping)
+            self._changed.wait_for(lambda: self._news or self._ended)
             self._changed.wait_for(self._urgent, timeout=BATCH_WAIT_S)
             news, self._news = self._news, []
             if not news and self._error is not None:
@@ -92,7 +95,7 @@ class HostLoop:
     def _urgent(self) -> bool:
         """A slot became free, or nothing more will come: the driver should know at once."""
         ended = any(isinstance(event, Finished | Failed) for _, event in self._news)
-        return ended or self._error is not None or self._stopping
+        return ended or self._ended
 
     def _run(self) -> None:
         try:
@@ -101,9 +104,10 @@ class HostLoop:
                 self._publish(trainer.step())
             self._publish(trainer.checkpoint())
         except BaseException as error:  # noqa: BLE001 - the driver gets it from `poll`
-            with self._changed:
-                self._error = error
-                self._changed.notify_all()
+            self._error = error
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
 
     def _take_commands(self, trainer: Trainer) -> bool:
         """Applies what was submitted; waits while there is nothing to do; False when the loop must end."""

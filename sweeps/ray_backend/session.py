@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -31,6 +32,8 @@ __all__ = ["Session", "Share", "check_version"]
 
 #: Releases whose Tune controller this backend was tested with (it replaces the controller's actor manager).
 TESTED = ("2.60.",)
+#: Longest wait for the head of a cluster to answer, in seconds (choice).
+_CONNECT_S = 5.0
 #: Room that Ray's socket names need after its temporary folder, in characters (107 is the kernel's limit).
 _SOCKET_SUFFIX = 75
 
@@ -126,6 +129,7 @@ class Session:
     def _start(self) -> None:
         worker.print_to_stdstream = _log_message
         if self._address:
+            _check_reachable(self._address)
             ray.init(self._address, log_to_driver=False, logging_level=logging.ERROR)
             return
         # Ray guards its ports with a token, and would write one into the home folder unless it is given one.
@@ -161,6 +165,17 @@ def _only_what_runs_trials() -> Iterator[None]:
     finally:
         for name, method in before.items():
             setattr(node.Node, name, method)
+
+
+def _check_reachable(address: str) -> None:
+    """Refuses an address where nothing listens: Ray itself would end this process after a minute."""
+    host, _, port = address.rpartition(":")
+    if address == "auto":
+        return
+    if "://" in address or not host or not port.isdigit():
+        raise ValueError("the address must be host:port of the cluster's head, or auto")
+    with socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S):
+        pass
 
 
 def _log_message(data: Mapping[str, Any], ignore_prefix: bool) -> None:

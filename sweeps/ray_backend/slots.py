@@ -198,7 +198,8 @@ class SlotActorManager:
         stopped, _ = ray.wait(list(stops), num_returns=len(stops), timeout=timeout_s) if stops else ([], [])
         for stop in stopped:
             with suppress(RayError):  # a host that died on the way out has nothing to tell
-                self._record(stops[stop], stops[stop].receive())
+                while ray.get(stop) and (news := stops[stop].receive()):
+                    self._record(stops[stop], news)
 
     # -- slots ----------------------------------------------------------------------------------------
 
@@ -255,7 +256,7 @@ class SlotActorManager:
         """A host died: each of its trials is lost, and nothing else."""
         host.kill()
         lost = [slot for slot in self._running.values() if slot.host is host]
-        reason = f"{host.name} ended with {len(lost)} trials: {_first_line(error)}"
+        reason = f"{host.name} ended with {len(lost)} trials: {_cause(error)}"
         return [
             (slot.task.attempt, Failed(slot.task.fingerprint, slot.step, "lost", reason)) for slot in lost
         ]
@@ -316,5 +317,8 @@ class _NoActors(Mapping[TrackedActor, tuple[None, None]]):
         return 0
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _cause(error: RayError) -> str:
+    """One line on why a host ended: the exception of its loop, or what Ray says of its process."""
+    cause = getattr(error, "cause", None)
+    text = f"{type(cause).__name__}: {cause}" if cause is not None else str(error)
+    return next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)

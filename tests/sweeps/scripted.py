@@ -99,7 +99,7 @@ class _Trial:
 class ScriptedTrainer:
     """Trials end after 20 steps, unless their names begin with what else they do.
 
-    `slow` takes 2,000 steps; `kill` ends the process at step 12 of its first attempt; `kill-always` of
+    `slow` takes 400 steps; `kill` ends the process at step 12 of its first attempt; `kill-always` of
     every attempt; `diverge` fails at step 8; `nan` reports NaN; `bare` reports no metric at all; `break`
     ends the host's loop with an exception at step 12 of its first attempt.
     """
@@ -143,7 +143,7 @@ class ScriptedTrainer:
         events: list[Event] = []
         if trial.step % REPORT_EVERY == 0:
             events += [Reported(name, trial.step, self._metrics(name)), self._save(trial)]
-        if trial.step >= (2000 if name.startswith("slow") else 20):
+        if trial.step >= (400 if name.startswith("slow") else 20):
             del self.running[name]
             events.append(Finished(name, trial.step, self._metrics(name), str(trial.task.folder / "adapter")))
         return events
