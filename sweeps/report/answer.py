@@ -45,7 +45,11 @@ def _card(results: Results, best: Contender) -> Html:
     facts.append(results.selection.note)
     verdict = tag("p", rivals_text(results.selection), class_="verdict")
     details = tag("p", plain(" ".join(facts), 600), class_="absent")
-    return tag("div", headline, tag("dl", *values, class_="values"), verdict, details, class_="card")
+    command = tag("code", "replora train best.yaml")
+    after = tag(
+        "p", "Train it to the end and test it once, in this page's folder: ", command, class_="absent"
+    )
+    return tag("div", headline, tag("dl", *values, class_="values"), verdict, details, after, class_="card")
 
 
 def _interval_text(item: Contender) -> str:
@@ -72,7 +76,7 @@ def rivals_text(selection: Selection) -> str:
 def _contenders(selection: Selection) -> Html:
     shown = selection.contenders[:_SHOWN]
     scale = scale_of([value for item in shown for value in _ends(item)], log=False)
-    heads = ["mean", f"{LEVEL:.0%} interval", "", "verdict", "best is ahead by", "seeds", "configuration"]
+    heads = ["mean", "", f"{LEVEL:.0%} interval", "verdict", "best is ahead by", "seeds", "configuration"]
     head = tag("thead", tag("tr", *(tag("th", text, scope="col") for text in heads)))
     body = tag("tbody", *(_row(item, scale) for item in shown))
     words = [item.words for item in shown[1:2]]
@@ -92,8 +96,8 @@ def _row(item: Contender, scale: Scale) -> Html:
     return tag(
         "tr",
         tag("td", score(item.mean)),
-        tag("td", interval),
         tag("td", _whisker(item, scale)),
+        tag("td", interval),
         tag("td", item.verdict.replace("-", " "), class_=item.verdict, title=plain(item.words, 200)),
         tag("td", gap),
         tag("td", str(len(item.values))),

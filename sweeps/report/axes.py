@@ -28,11 +28,27 @@ class Figure(NamedTuple):
     wide: bool = False
 
 
-def svg(width: float, height: float, label: str, *children: str) -> Html:
-    """A drawing that scales with the page and says to a screen reader what it shows."""
+def svg(width: float, height: float, label: str, *children: str, fits: bool = True) -> Html:
+    """A drawing that scales with the page and says to a screen reader what it shows.
+
+    Args:
+        width: In pixels, where the page has the room.
+        height: Likewise.
+        label: What it shows, for a screen reader.
+        children: Its content.
+        fits: On a phone it shrinks to the width of the screen and its letters grow; else it is scrolled.
+    """
     box = f"0 0 {width:.0f} {height:.0f}"
     style = f"--w:{width:.0f}px"
-    return tag("svg", *children, class_="chart", viewBox=box, role="img", aria_label=label, style=style)
+    return tag(
+        "svg",
+        *children,
+        class_="chart fits" if fits else "chart",
+        viewBox=box,
+        role="img",
+        aria_label=label,
+        style=style,
+    )
 
 
 def legend(x: float, y: float, worst: str, best: str) -> Html:
@@ -76,7 +92,7 @@ class Frame:
         parts.append(tag("line", x1=self.left, x2=right, y1=bottom, y2=bottom, class_="axis"))
         middle = self.left + self.width / 2
         parts.append(tag("text", x_label, x=middle, y=bottom + 40, class_="label", text_anchor="middle"))
-        parts.append(_upright(y_label, 14, self.top + self.height / 2))
+        parts.append(_upright(y_label, 15, self.top + self.height / 2))
         return join(parts)
 
     def path(self, points: Sequence[tuple[object, object]]) -> str:

@@ -28,7 +28,7 @@ def curves_figure(results: Results) -> Figure:
     values = [value for _, curve in shown for _, value in curve]
     low, high = _window(values)
     steps = [step for _, curve in shown for step, _ in curve]
-    frame = Frame(72, 12, 468, 300, scale_of([0, *steps], log=False), scale_of([low, high], log=False))
+    frame = Frame(80, 12, 460, 300, scale_of([0, *steps], log=False), scale_of([low, high], log=False))
     lines = join(_line(results, frame, trial, curve) for trial, curve in reversed(shown))
     box = tag("rect", x=frame.left, y=frame.top, width=frame.width, height=frame.height)
     clip = tag("clipPath", box, id="curves-frame")

@@ -17,7 +17,7 @@ __all__ = ["map_figure"]
 
 _GRID_SIDE = 12
 _DOTS = 3000
-_CELL_W, _CELL_H = 92.0, 50.0
+_CELL_W, _CELL_H = 90.0, 50.0
 
 
 def map_figure(results: Results) -> Figure:
@@ -51,7 +51,7 @@ def _heat(results: Results, x: str, y: str) -> Figure:
     for trial in trials:
         cells[trial.point[x], trial.point[y]].append(trial)
     columns, rows = (scale_of((t.point[key] for t in trials), ordinal_up_to=_GRID_SIDE) for key in (x, y))
-    frame = Frame(78, 8, _CELL_W * len(columns.order), _CELL_H * len(rows.order), columns, rows)
+    frame = Frame(92, 8, _CELL_W * len(columns.order), _CELL_H * len(rows.order), columns, rows)
     drawn = join(_cell(results, frame, cell, members) for cell, members in cells.items())
     label = f"Heat map of {results.metric} over {x} and {y}"
     drawing = _with_legend(results, frame, label, frame.axes(axis_label(x), axis_label(y)), drawn)
@@ -83,7 +83,9 @@ def _cell(results: Results, frame: Frame, cell: tuple[object, object], trials: l
     else:
         text, shade = score(mean), results.shade.of_value(mean)
         rect, ink = tag("rect", **box, class_=f"v{shade} fill"), f"v{shade} ink"
-    ring = tag("rect", **box, class_="ring") if best else ""
+    ring = (
+        tag("rect", x=x - 1.5, y=y - 1.5, width=_CELL_W, height=_CELL_H, rx=5, class_="ring") if best else ""
+    )
     label = tag("text", text, x=center_x, y=center_y + 4.5, class_=f"{ink} cell", text_anchor="middle")
     return tag("g", words, rect, label, ring)
 
@@ -98,7 +100,7 @@ def _without_result(results: Results, trials: list[TrialView]) -> str:
 def _scatter(results: Results, x: str, y: str) -> Figure:
     trials = [trial for trial in results.search if x in trial.point and y in trial.point]
     shown = _worst_first(results, trials)
-    frame = Frame(78, 12, 462, 300, results.scale(x, trials), results.scale(y, trials))
+    frame = Frame(92, 12, 448, 300, results.scale(x, trials), results.scale(y, trials))
     dots = join(_dot(results, frame, trial, (trial.point[x], trial.point[y])) for trial in shown)
     label = f"Scatter of {results.metric} over {x} and {y}"
     drawing = _with_legend(results, frame, label, frame.axes(axis_label(x), axis_label(y)), dots)
@@ -109,7 +111,7 @@ def _strip(results: Results, x: str) -> Figure:
     trials = [t for t in results.search if x in t.point and is_number(t.objective)]
     shown = _worst_first(results, trials)
     scales = results.scale(x, trials), scale_of([t.objective for t in trials], log=False)
-    frame = Frame(78, 12, 462, 300, *scales)
+    frame = Frame(92, 12, 448, 300, *scales)
     dots = join(_dot(results, frame, trial, (trial.point[x], trial.objective)) for trial in shown)
     label = f"{results.metric} over {x}"
     drawing = _with_legend(results, frame, label, frame.axes(axis_label(x), results.metric), dots)

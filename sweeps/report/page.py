@@ -125,8 +125,8 @@ def _notes(results: Results) -> Html:
         "choice of the best and of importance."
     )
     split = (
-        f"{plain(results.view.metric)} is measured on the validation split. The best of many trials is partly "
-        "the luckiest one: the test split, read once by the final run, says how good it is."
+        f"{plain(results.view.metric)} is measured on the validation split. The best of many trials is "
+        "partly the luckiest one: the test split, read once by the final run, says how good it is."
     )
     colours = "The stronger a colour stands out from the page, the better the trial. The palette is viridis."
     return tag("ul", *(tag("li", text) for text in (pruned, split, colours)))

@@ -36,7 +36,7 @@ def parallel_figure(results: Results) -> Figure:
     ends = score(results.shade.worst), score(results.shade.best)
     key = legend(width / 2 - 60, bottom + 48, f"worse  {ends[0]}", f"{ends[1]}  better")
     label = f"Parallel coordinates of {', '.join(names)}"
-    drawing = svg(width, bottom + 66, label, lines, axes, key)
+    drawing = svg(width, bottom + 66, label, lines, axes, key, fits=False)
     return Figure(_HEADING, drawing, _caption(results, len(shown)), wide=width > 620)
 
 

@@ -16,6 +16,7 @@ STEPS = 200
 LRS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 DECAYS = (0.0, 1e-5, 1e-4, 1e-3, 1e-2)
 Point = dict[str, Any]
+_BASE = RunConfig().model_dump(mode="json")
 
 
 def grid_sweep(seeds: int = 3, *, name: str = "digits-grid", metric: str = "accuracy") -> Iterator[Entry]:
@@ -89,11 +90,12 @@ def trial(
 
 
 def _config(point: Point, seed: int) -> dict[str, Any]:
-    config = RunConfig(seed=seed).model_dump(mode="json")
+    config = {key: dict(part) if isinstance(part, dict) else part for key, part in _BASE.items()}
     for key, value in point.items():
         section, _, name = key.partition(".")
-        config[section][name] = value
-    return config
+        if name in config.get(section, {}):
+            config[section][name] = value
+    return {**config, "seed": seed}
 
 
 def _accuracy(point: Point, seed: int, step: int) -> float:
@@ -108,7 +110,8 @@ def _accuracy(point: Point, seed: int, step: int) -> float:
 
 def _first(name: str, metric: str, space: dict[str, Any]) -> Entry:
     fields = {
-        "sweep": "5eeb0f5ca1ab1e00", "name": name, "git": "0123abc", "metric": metric, "direction": "maximize",
+        "sweep": "5eeb0f5ca1ab1e00", "name": name, "git": "0123abc",
+        "metric": metric, "direction": "maximize",
         "versions": {"replora": "0.1.0", "torch": "2.14.1", "ray": "2.60.0"},
         "config": {"name": name, "space": space, "tracking": {"uri": None}},
     }  # fmt: skip
