@@ -46,6 +46,7 @@ CLOSING_PAUSE_S = 0.2
 # MLflow's own limits for one call of log_batch.
 BATCH_POINTS, BATCH_PARAMS = 1000, 100
 PAGE_RUNS = 1000
+REASON_CHARACTERS = 300
 MLFLOW_PARENT = "mlflow.parentRunId"
 # A user's own settings win. Retries are left to us: MLflow's would block one call for minutes.
 SETTINGS = {
@@ -168,7 +169,7 @@ class MlflowRecorder:
         if failures == 1:
             _log.warning(
                 "MLflow (%s) does not take records: %s. Training goes on, and so do the tries to record",
-                self.uri, _first_line(error),
+                self.uri, _reason(error),
             )  # fmt: skip
         return min(LONGEST_PAUSE_S, 2.0 ** (failures - 1))
 
@@ -205,7 +206,7 @@ def sync(folder: Path, uri: str | None = None) -> SyncResult:
             raise
         except Exception as error:
             raise TrackingError(
-                f"MLflow ({target}) does not take records: {_first_line(error)}.\n"
+                f"MLflow ({target}) does not take records: {_reason(error)}.\n"
                 f"  Nothing is lost. When it is back, give the command again: replora sync {folder}"
             ) from error
     points = count_points(folder) - delivery.refused_points
@@ -245,7 +246,7 @@ def check_reachable(uri: str, timeout_s: float = 5.0, experiment: str | None = N
     answer = answers[0] if answers else TimeoutError(f"no answer within {timeout_s:g} s")
     if answer is not None:
         raise TrackingError(
-            f"MLflow at {uri} cannot be used: {_first_line(answer)}.\n"
+            f"MLflow at {uri} cannot be used: {_reason(answer)}.\n"
             "  Start it, or correct tracking.uri or the MLFLOW_TRACKING_* variables, "
             "or leave tracking.uri out to record into SQLite in the sweep's folder."
         ) from answer
@@ -347,7 +348,7 @@ class _MlflowSession:
             store()
         except Exception as error:
             self._client.get_experiment(self._experiment)  # raises when the server is away: try again later
-            raise RefusedError(_first_line(error)) from error
+            raise RefusedError(_reason(error)) from error
 
     def _look_up(self) -> None:
         """Finds the runs that the server has of this ledger, whoever created them."""
@@ -430,7 +431,7 @@ def _refusals() -> Iterator[None]:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             raise LostError from error
         if error.error_code in ("INVALID_PARAMETER_VALUE", "INVALID_STATE"):
-            raise RefusedError(_first_line(error)) from error
+            raise RefusedError(_reason(error)) from error
         raise
 
 
@@ -438,6 +439,12 @@ def _and_more(items: list[str]) -> str:
     return f" (and {len(items) - 1} more)" if len(items) > 1 else ""
 
 
-def _first_line(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
+    """The system's own words where the system refused, for example `Connection refused`; else the message."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
     text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300]
+    return text.splitlines()[0][:REASON_CHARACTERS]

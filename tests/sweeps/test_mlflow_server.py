@@ -1,0 +1,127 @@
+"""The recorder and a real `mlflow server` that dies, comes back, comes back empty, or hangs."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from replora.errors import TrackingError
+from sweeps.ledger import LEDGER_NAME, Ledger
+from sweeps.mlflow_recorder import MlflowRecorder, check_reachable, sync
+from sweeps.tracking import Delivered
+from tests.sweeps import tracked
+from tests.sweeps.tracked import Server, rows_at, rows_due, runs_at, trials_at
+
+PATIENCE_S = 240.0
+SWEEP = list(tracked.toy_sweep(3, steps=30))
+
+
+@pytest.mark.slow
+def test_an_outage_loses_and_doubles_no_point(
+    mlflow_server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "sweep"
+    check_reachable(mlflow_server.uri, PATIENCE_S)
+    recorder = MlflowRecorder(folder, mlflow_server.uri)
+    with Ledger.open(folder) as ledger, caplog.at_level(logging.WARNING):
+        recorder.start()
+        ledger.append_all(SWEEP[:40])
+        wait_until_recorded(folder)
+        mlflow_server.kill()
+        ledger.append_all(SWEEP[40:70])
+        time.sleep(4)  # long enough for more than one try to fail
+        mlflow_server.start()
+        ledger.append_all(SWEEP[70:])
+    assert recorder.close(PATIENCE_S) == 0
+    assert rows_at(mlflow_server.uri) == rows_due(folder)
+    assert {run.info.status for run in runs_at(mlflow_server.uri)} == {"FINISHED"}
+    warnings = [row.getMessage() for row in caplog.records if row.name == "sweeps.mlflow_recorder"]
+    assert len(warnings) == 1
+    assert "does not take records" in warnings[0]
+
+
+@pytest.mark.slow
+def test_a_server_that_comes_back_empty_gets_everything(
+    mlflow_server: Server, mlflow_schema: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "sweep"
+    recorder = MlflowRecorder(folder, mlflow_server.uri)
+    with Ledger.open(folder) as ledger:
+        recorder.start()
+        ledger.append_all(SWEEP[:40])
+        wait_until_recorded(folder)
+        mlflow_server.kill()
+        for file in mlflow_server.folder.glob("server.db*"):
+            file.unlink()
+        shutil.copy(mlflow_schema, mlflow_server.folder / "server.db")
+        mlflow_server.start()
+        ledger.append_all(SWEEP[40:])
+    assert recorder.close(PATIENCE_S) == 0
+    assert rows_at(mlflow_server.uri) == rows_due(folder)
+    assert len(runs_at(mlflow_server.uri)) == 4
+
+
+@pytest.mark.slow
+def test_what_a_lost_server_missed_is_counted_and_synced(
+    mlflow_server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from mlflow import MlflowClient
+
+    folder = tmp_path / "sweep"
+    recorder = MlflowRecorder(folder, mlflow_server.uri)
+    with Ledger.open(folder) as ledger:
+        recorder.start()
+        ledger.append_all(SWEEP[:40])
+        wait_until_recorded(folder)
+        there = sum(rows_at(mlflow_server.uri).values())
+        mlflow_server.kill()
+        ledger.append_all(SWEEP[40:])
+    begin = time.monotonic()
+    assert recorder.close(1.0) == sum(rows_due(folder).values()) - there
+    assert time.monotonic() - begin < 5
+    assert f"replora sync {folder}" in caplog.text
+    with pytest.raises(TrackingError, match="cannot be used: Connection refused"):
+        sync(folder)
+    mlflow_server.start()
+    result = sync(folder)
+    assert (result.uri, result.refused) == (mlflow_server.uri, ())
+    assert rows_at(mlflow_server.uri) == rows_due(folder)
+    run = trials_at(mlflow_server.uri)[f"{0:016x}"].info.run_id
+    files = MlflowClient(mlflow_server.uri).list_artifacts(run)
+    assert [file.path for file in files] == ["config.yaml"]
+
+
+def test_a_server_that_hangs_holds_up_neither_start_nor_close(tmp_path: Path) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        recorder = MlflowRecorder(tmp_path, f"http://127.0.0.1:{silent.getsockname()[1]}")
+        begin = time.monotonic()
+        with Ledger.open(tmp_path) as ledger:
+            recorder.start()
+            ledger.append_all(SWEEP)
+        assert recorder.close(0.5) == sum(rows_due(tmp_path).values())
+        assert time.monotonic() - begin < 10
+    end_of("mlflow-recorder")
+
+
+def end_of(name: str) -> None:
+    """Waits for a thread that outlived `close` in a call which the closed socket now ends."""
+    for thread in threading.enumerate():
+        if thread.name == name:
+            thread.join(60)
+            assert not thread.is_alive()
+
+
+def wait_until_recorded(folder: Path) -> None:
+    end = time.monotonic() + PATIENCE_S
+    size = (folder / LEDGER_NAME).stat().st_size
+    while (state := Delivered.load(folder)) is None or state.offset < size:
+        assert time.monotonic() < end
+        time.sleep(0.2)
