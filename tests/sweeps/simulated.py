@@ -1,0 +1,134 @@
+"""A host that trains nothing: objectives by formula, so that a whole sweep takes milliseconds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from replora.config import RunConfig
+from replora.train.events import Checkpointed, Event, Failed, Finished, Reported
+from sweeps.config import SweepConfig
+from sweeps.continuing import sweep_fingerprint
+from sweeps.director import Director, TrialTask
+from sweeps.ledger import Ledger
+from sweeps.objective import objective_of
+
+EVERY = 50
+
+Score = Callable[[RunConfig, int], float]
+
+
+def sweep(**changes: Any) -> SweepConfig:
+    """Optuna over learning rate and rank with ASHA and two confirmed configurations, unless changed."""
+    base: dict[str, Any] = {
+        "name": "simulated",
+        "space": {"optim.lr": {"log_uniform": (1e-4, 1e-1)}, "method.rank": {"integers": (2, 16)}},
+        "search": {"name": "optuna", "trials": 20},
+        "pruner": {"name": "asha", "grace_steps": 50, "reduction": 3},
+        "confirm": {"top": 2, "seeds": (1, 2)},
+    }
+    return SweepConfig.model_validate({**base, **changes})
+
+
+def grid(**changes: Any) -> SweepConfig:
+    """Three learning rates by two decays, no pruner, no confirmation, unless changed."""
+    space = {"optim.lr": {"values": (1e-3, 1e-2, 1e-1)}, "optim.weight_decay": {"values": (1e-4, 1e-2)}}
+    return sweep(**{"space": space, "search": {}, "pruner": {}, "confirm": {}, **changes})
+
+
+def score(config: RunConfig, step: int) -> float:
+    """Best at lr 0.01 and a small rank; grows with the steps; seeds differ a little."""
+    rank = getattr(config.method, "rank", 8)
+    miss = abs(math.log10(config.optim.lr) + 2) / 3 + rank / 400
+    return 0.99 - miss - 0.1 * (1 - step / config.train.steps) + 0.001 * (config.seed % 3)
+
+
+def begin(folder: Path, config: SweepConfig) -> Ledger:
+    """The folder's ledger, with its first line."""
+    ledger = Ledger.open(folder)
+    if not ledger.size:
+        objective = objective_of(config)
+        ledger.append(
+            "sweep",
+            sweep=sweep_fingerprint(config),
+            name=config.name,
+            versions={},
+            git="",
+            metric=objective.metric,
+            direction=objective.direction,
+            config=config.model_dump(mode="json"),
+        )
+    return ledger
+
+
+class SimulatedHost:
+    """Reports and checkpoints at every 50 steps.
+
+    Args:
+        slots: Trials at once.
+        score: The objective.
+        faults: Fails the step that follows the n-th admission (from 1), once.
+        saved: Checkpoints of an earlier process: step by trial.
+    """
+
+    def __init__(
+        self,
+        slots: int,
+        score: Score = score,
+        faults: Mapping[int, Failed] | None = None,
+        saved: Mapping[str, int] | None = None,
+    ) -> None:
+        self.slots = slots
+        self.admitted: list[tuple[str, int]] = []
+        self._score = score
+        self._faults = dict(faults or {})
+        self._running: dict[str, tuple[TrialTask, int]] = {}
+        self._saved = dict(saved or {})
+
+    @property
+    def free(self) -> int:
+        return self.slots - len(self._running)
+
+    def admit(self, task: TrialTask) -> str | None:
+        step = self._saved.get(task.fingerprint, 0)
+        self.admitted.append((task.fingerprint, step))
+        self._running[task.fingerprint] = (task, step)
+        return "sha256:data"
+
+    def withdraw(self, trial: str) -> None:
+        self._running.pop(trial, None)
+
+    def step(self) -> list[Event]:
+        events: list[Event] = []
+        for trial, (task, before) in list(self._running.items()):
+            events += self._advance(trial, task, before + EVERY)
+        return events
+
+    def checkpoint(self) -> list[Event]:
+        return [Checkpointed(trial, step, "") for trial, (_, step) in self._running.items()]
+
+    def _advance(self, trial: str, task: TrialTask, step: int) -> list[Event]:
+        fault = self._faults.pop(len(self.admitted), None)
+        if fault is not None:
+            self.withdraw(trial)
+            return [Failed(trial, step, fault.kind, fault.reason)]
+        metrics = {"accuracy": self._score(task.config, step), "val_loss": 1.0}
+        self._running[trial] = (task, step)
+        self._saved[trial] = step
+        events: list[Event] = [Reported(trial, step, metrics)]
+        if step < task.config.train.steps:
+            return [*events, Checkpointed(trial, step, str(task.folder / f"{step}"))]
+        self.withdraw(trial)
+        return [*events, Finished(trial, step, metrics, str(task.folder / "adapter"))]
+
+
+def run(folder: Path, config: SweepConfig, host: SimulatedHost | None = None) -> Director:
+    """The director after the whole sweep has run in simulation, from the start or from where it stopped."""
+    from sweeps.backend import drive
+
+    with begin(folder, config) as ledger:
+        director = Director(config, ledger)
+        drive(director, host or SimulatedHost(3), lambda: None)
+        return director
