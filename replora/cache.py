@@ -90,26 +90,25 @@ def cached_tensors(kind: str, recipe: Recipe, build: Callable[[], Mapping[str, T
     """
     key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
     path = cache_folder() / f"{kind}-{key}.safetensors"
-    if path.exists() and (found := _verified(path)):
+    if path.exists() and isinstance(found := _verified(path), Cached):
         return found
     with _lock(path):
         # Another process may have built it while this one waited.
-        if path.exists() and (found := _verified(path)):
-            return found
+        if path.exists():
+            if isinstance(found := _verified(path), Cached):
+                return found
+            _log.warning("%s: building it again", found)
         return _write(path, build(), recipe)
 
 
-def _verified(path: Path) -> Cached | None:
+def _verified(path: Path) -> Cached | str:
+    """The content of a file, or what is wrong with it."""
     try:
         tensors, metadata = read_tensors(path)
     except CheckpointError as error:
-        _log.warning("%s: building it again", error)
-        return None
-    found = Cached(tensors, hash_tensors(tensors))
-    if metadata.get("checksum") == found.checksum:
-        return found
-    _log.warning("%s: its checksum is wrong: building it again", path)
-    return None
+        return str(error)
+    checksum = hash_tensors(tensors)
+    return Cached(tensors, checksum) if metadata.get("checksum") == checksum else f"{path}: wrong checksum"
 
 
 @contextmanager
