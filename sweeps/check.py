@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from replora.config import ImageFolderTask
 from replora.errors import ConfigError
 from replora.faults import Fault, config_error, shown
 from sweeps.config import SweepConfig
@@ -38,6 +39,7 @@ def sweep_faults(config: SweepConfig) -> Iterator[Fault]:
     yield from _seed_faults(config)
     yield from _objective_faults(config)
     yield from _pruner_faults(config)
+    yield from _data_faults(config)
     faults = list(domain_faults(config))
     sound = _without(config, {str(fault.keys[1]) for fault in faults})
     if sound is not None:
@@ -109,6 +111,13 @@ def _pruner_faults(config: SweepConfig) -> Iterator[Fault]:
         text = f"the pruner could stop no trial: it first sees one at step {max(grace, every)} of {steps}."
         hint = "Lower pruner.grace_steps or run.train.eval_every, or take pruner.name: none."
         yield Fault(("pruner", "grace_steps"), text, hint)
+
+
+def _data_faults(config: SweepConfig) -> Iterator[Fault]:
+    task = config.run.task
+    if isinstance(task, ImageFolderTask) and not task.root.is_dir():
+        text = f"run.task.root must be a folder of images, but {task.root} is not a folder."
+        yield Fault(("run", "task", "root"), text)
 
 
 def _first_faults(config: SweepConfig) -> Iterator[Fault]:
