@@ -7,12 +7,12 @@ from sweeps.interval import LEVEL
 from sweeps.report.html import Html, join, tag, title
 from sweeps.report.results import Results
 from sweeps.report.scales import Scale, scale_of
-from sweeps.report.words import in_order, number, plain, point_text, score, short_names
+from sweeps.report.words import in_order, number, plain, score, short_names
 
 __all__ = ["answer", "rivals_text"]
 
 _SHOWN = 12
-_PLOT_W, _PLOT_H = 220.0, 22.0
+_PLOT_W, _PLOT_H = 170.0, 22.0
 
 
 def answer(results: Results) -> Html:
@@ -21,7 +21,7 @@ def answer(results: Results) -> Html:
     best = selection.best
     if best is None:
         return tag("p", f"There is none yet. {selection.note}", class_="absent")
-    return join([_card(results, best), _contenders(selection)])
+    return join([_card(results, best), _contenders(results)])
 
 
 def _card(results: Results, best: Contender) -> Html:
@@ -73,15 +73,24 @@ def rivals_text(selection: Selection) -> str:
     return f"It is not distinguishable from {rivals} of the {others} others that were compared."
 
 
-def _contenders(selection: Selection) -> Html:
+def _contenders(results: Results) -> Html:
+    selection = results.selection
     shown = selection.contenders[:_SHOWN]
     scale = scale_of([value for item in shown for value in _ends(item)], log=False)
-    heads = ["mean", "", f"{LEVEL:.0%} interval", "verdict", "best is ahead by", "seeds", "configuration"]
+    tested = any(item.gap for item in shown)
+    heads = [
+        "mean",
+        "",
+        f"{LEVEL:.0%} interval",
+        "verdict",
+        *(["best is ahead by"] if tested else []),
+        "seeds",
+    ]
+    heads += [plain(name, 40) for name in short_names(results.keys).values()]
     head = tag("thead", tag("tr", *(tag("th", text, scope="col") for text in heads)))
-    body = tag("tbody", *(_row(item, scale) for item in shown))
-    words = [item.words for item in shown[1:2]]
+    body = tag("tbody", *(_row(item, scale, results.keys, tested) for item in shown))
     parts = [f"The best {len(shown)} of {len(selection.contenders)} configurations."]
-    parts += [f"How the second was judged: {plain(text, 200)}." for text in words]
+    parts += [f"How the second was judged: {plain(item.words, 200)}." for item in shown[1:2]]
     caption = tag("p", " ".join(parts), class_="absent")
     return join([tag("div", tag("table", head, body), class_="scroll", tabindex="0"), caption])
 
@@ -90,7 +99,7 @@ def _ends(item: Contender) -> tuple[float, ...]:
     return (item.mean,) if item.interval is None else (item.interval.low, item.mean, item.interval.high)
 
 
-def _row(item: Contender, scale: Scale) -> Html:
+def _row(item: Contender, scale: Scale, keys: tuple[str, ...], tested: bool) -> Html:
     interval = "–" if item.interval is None else f"{score(item.interval.low)} to {score(item.interval.high)}"
     gap = "–" if item.gap is None else f"{item.gap[0]:+.4f} to {item.gap[1]:+.4f}"
     return tag(
@@ -99,9 +108,9 @@ def _row(item: Contender, scale: Scale) -> Html:
         tag("td", _whisker(item, scale)),
         tag("td", interval),
         tag("td", item.verdict.replace("-", " "), class_=item.verdict, title=plain(item.words, 200)),
-        tag("td", gap),
+        *([tag("td", gap)] if tested else []),
         tag("td", str(len(item.values))),
-        tag("td", point_text(item.group.point)),
+        *(tag("td", number(item.group.point.get(key, "–"))) for key in keys),
     )
 
 

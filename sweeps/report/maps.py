@@ -16,7 +16,7 @@ from sweeps.report.words import axis_label, plain, score, short_names
 __all__ = ["map_figure"]
 
 _GRID_SIDE = 12
-_DOTS = 3000
+_DOTS = 2000
 _CELL_W, _CELL_H = 90.0, 50.0
 
 
@@ -29,7 +29,7 @@ def map_figure(results: Results) -> Figure:
         return Figure("The space", None, "The space varies no number, so there is no map to draw.")
     if len(keys) == 1:
         return _strip(results, keys[0])
-    if all(len({t.point.get(key) for t in results.search}) <= _GRID_SIDE for key in keys):
+    if all(_is_listed(results, key) for key in keys):
         return _heat(results, keys[0], keys[1])
     return _scatter(results, keys[0], keys[1])
 
@@ -41,8 +41,14 @@ def _axes(results: Results) -> list[str]:
     return numeric[:2]
 
 
-def _heading(x: str, y: str) -> str:
-    return " × ".join(axis_label(key).partition(" (")[0] for key in (x, y)).capitalize()
+def _is_listed(results: Results, key: str) -> bool:
+    """A key with a few values that the space lists, rather than with draws from an interval."""
+    few = len({trial.point.get(key) for trial in results.search}) <= _GRID_SIDE
+    return few and not results.is_interval(key)
+
+
+def _heading(*keys: str) -> str:
+    return " × ".join(axis_label(key).partition(" (")[0] for key in keys).capitalize()
 
 
 def _heat(results: Results, x: str, y: str) -> Figure:
@@ -98,52 +104,56 @@ def _without_result(results: Results, trials: list[TrialView]) -> str:
 
 
 def _scatter(results: Results, x: str, y: str) -> Figure:
-    trials = [trial for trial in results.search if x in trial.point and y in trial.point]
-    shown = _worst_first(results, trials)
+    trials = [trial for trial in _drawable(results) if x in trial.point and y in trial.point]
     frame = Frame(92, 12, 448, 300, results.scale(x, trials), results.scale(y, trials))
-    dots = join(_dot(results, frame, trial, (trial.point[x], trial.point[y])) for trial in shown)
+    dots = [(trial, frame.at(trial.point[x], trial.point[y])) for trial in trials]
     label = f"Scatter of {results.metric} over {x} and {y}"
-    drawing = _with_legend(results, frame, label, frame.axes(axis_label(x), axis_label(y)), dots)
-    return Figure(_heading(x, y), drawing, _dots_caption(results, len(shown), len(trials)))
+    axes = frame.axes(axis_label(x), axis_label(y))
+    drawing = _with_legend(results, frame, label, axes, _dots(results, dots))
+    return Figure(_heading(x, y), drawing, _dots_caption(results, len(trials)))
 
 
 def _strip(results: Results, x: str) -> Figure:
-    trials = [t for t in results.search if x in t.point and is_number(t.objective)]
-    shown = _worst_first(results, trials)
-    scales = results.scale(x, trials), scale_of([t.objective for t in trials], log=False)
+    trials = [trial for trial in _drawable(results) if x in trial.point and is_number(trial.objective)]
+    scales = results.scale(x, trials), scale_of([trial.objective for trial in trials], log=False)
     frame = Frame(92, 12, 448, 300, *scales)
-    dots = join(_dot(results, frame, trial, (trial.point[x], trial.objective)) for trial in shown)
-    label = f"{results.metric} over {x}"
-    drawing = _with_legend(results, frame, label, frame.axes(axis_label(x), results.metric), dots)
-    heading = axis_label(x).partition(" (")[0].capitalize()
-    return Figure(heading, drawing, _dots_caption(results, len(shown), len(trials)))
+    dots = [(trial, frame.at(trial.point[x], trial.objective)) for trial in trials]
+    label = f"Scatter of {results.metric} over {x}"
+    axes = frame.axes(axis_label(x), results.metric)
+    drawing = _with_legend(results, frame, label, axes, _dots(results, dots))
+    return Figure(_heading(x), drawing, _dots_caption(results, len(trials)))
 
 
-def _worst_first(results: Results, trials: Sequence[TrialView]) -> list[TrialView]:
+def _drawable(results: Results) -> list[TrialView]:
+    """Trials of the search that ended: the best configuration, the others by rank, then those cut short."""
     finished = [trial for trial in results.chosen_first if trial.stage == "search"]
-    names = {trial.fingerprint for trial in trials}
-    best = [trial for trial in finished if trial.fingerprint in names]
-    rest = [trial for trial in trials if trial.state in ("pruned", "failed")]
-    return thin(best + rest, _DOTS, keep=100)[::-1]
+    return finished + [trial for trial in results.search if trial.state in ("pruned", "failed")]
 
 
-def _dot(results: Results, frame: Frame, trial: TrialView, point: tuple[object, object]) -> Html:
-    x, y = frame.at(*point)
-    words = title(describe(results, trial))
+def _dots(results: Results, dots: list[tuple[TrialView, tuple[float, float]]]) -> Html:
+    """The best on top; smaller dots where there are many."""
+    shown = thin(dots, _DOTS, keep=100)
+    radius = 5.5 if len(shown) <= 150 else 4.0 if len(shown) <= 600 else 2.8
+    return join(_dot(results, trial, at, radius) for trial, at in reversed(shown))
+
+
+def _dot(results: Results, trial: TrialView, at: tuple[float, float], radius: float) -> Html:
+    (x, y), words = at, title(describe(results, trial))
     if trial.state == "failed":
-        d = f"M{x - 4:.1f} {y - 4:.1f}l8 8m0 -8l-8 8"
+        arm = 0.8 * radius
+        left, right, top, bottom = x - arm, x + arm, y - arm, y + arm
+        d = f"M{left:.1f} {top:.1f}L{right:.1f} {bottom:.1f}M{right:.1f} {top:.1f}L{left:.1f} {bottom:.1f}"
         return tag("path", words, d=d, class_="cross")
     if trial.state == "pruned" or results.shade is None or trial.objective is None:
-        return tag("circle", words, cx=x, cy=y, r=3.5, class_="hollow")
-    best = trial.fingerprint in results.chosen
-    dot = tag(
-        "circle", words, cx=x, cy=y, r=5.5, class_=f"v{results.shade.of_value(trial.objective)} fill dot"
-    )
-    return join([tag("circle", cx=x, cy=y, r=10, class_="ring"), dot]) if best else dot
+        return tag("circle", words, cx=x, cy=y, r=0.7 * radius, class_="hollow")
+    shade = results.shade.of_value(trial.objective)
+    dot = tag("circle", words, cx=x, cy=y, r=radius, class_=f"v{shade} fill dot")
+    ring = tag("circle", cx=x, cy=y, r=10, class_="ring")
+    return join([ring, dot]) if trial.fingerprint in results.chosen else dot
 
 
-def _dots_caption(results: Results, shown: int, total: int) -> str:
-    part = f"{shown} of {total} trials are drawn. " if shown < total else ""
+def _dots_caption(results: Results, count: int) -> str:
+    part = f"{_DOTS} of {count} trials are drawn. " if count > _DOTS else ""
     return (
         f"{part}One dot for each trial of the search, coloured by {results.metric}; hollow: stopped early; "
         "cross: failed; ring: the best configuration."

@@ -82,6 +82,10 @@ class Results:
         """Finished trials, those of the best configuration before all others."""
         return sorted(self.finished, key=lambda trial: trial.fingerprint not in self.chosen)
 
+    def is_interval(self, key: str) -> bool:
+        """Whether the space draws a key from an interval."""
+        return any(self.view.config.get("space", {}).get(key, {}).get(kind) for kind in _INTERVALS)
+
     def scale(self, key: str, trials: Sequence[TrialView], *, ordinal_up_to: int = 0) -> Scale:
         """The axis of a key: all of its domain where that is an interval, else the values of some trials."""
         domain = self.view.config.get("space", {}).get(key, {})

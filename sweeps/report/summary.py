@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import textwrap
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,7 +57,7 @@ def _best(view: SweepView, selection: Selection) -> Iterator[str]:
         yield f"  {_value(rival, basis=False)}   {point_text(rival.group.point)}"
     if len(selection.rivals) > _RIVALS:
         yield f"  and {len(selection.rivals) - _RIVALS} more"
-    yield selection.note
+    yield from textwrap.wrap(selection.note, 100)
 
 
 def _value(item: Contender, *, basis: bool = True) -> str:
