@@ -13,12 +13,10 @@ links go to the terminal.
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,9 +25,18 @@ import yaml
 
 from replora.errors import LedgerError, TrackingError
 from sweeps.delivery import Delivery, LostError, RefusedError, count_points
+from sweeps.follower import Follower
 from sweeps.ledger import read_ledger
 from sweeps.spool import Change, Point
-from sweeps.tracking import DEFAULT_EXPERIMENT, Delivered, artifact_root, hold, resolve_uri, sqlite_file
+from sweeps.tracking import (
+    DEFAULT_EXPERIMENT,
+    Delivered,
+    artifact_root,
+    hold,
+    reason,
+    resolve_uri,
+    sqlite_file,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -37,16 +44,10 @@ if TYPE_CHECKING:
 
 __all__ = ["MlflowRecorder", "SyncResult", "check_reachable", "sync"]
 
-_log = logging.getLogger(__name__)
-
 LOCK_NAME = ".mlflow.lock"
-POLL_S = 2.0
-LONGEST_PAUSE_S = 30.0
-CLOSING_PAUSE_S = 0.2
 # MLflow's own limits for one call of log_batch.
 BATCH_POINTS, BATCH_PARAMS = 1000, 100
 PAGE_RUNS = 1000
-REASON_CHARACTERS = 300
 MLFLOW_PARENT = "mlflow.parentRunId"
 # A user's own settings win. Retries are left to us: MLflow's would block one call for minutes.
 SETTINGS = {
@@ -86,6 +87,9 @@ class MlflowRecorder:
         uri: Tracking URI; null means SQLite in the folder.
         experiment: Name of the experiment, by default "replora".
 
+    Attributes:
+        uri: The tracking URI, absolute.
+
     Raises:
         TrackingError: If the URI is wrong.
     """
@@ -93,91 +97,24 @@ class MlflowRecorder:
     def __init__(self, folder: Path, uri: str | None = None, experiment: str | None = None) -> None:
         self.folder = folder
         self.uri = resolve_uri(folder, uri)
-        self._experiment = experiment or DEFAULT_EXPERIMENT
-        self._delivery: Delivery | None = None
-        self._thread: threading.Thread | None = None
-        self._closing = threading.Event()
-        self._deadline = float("inf")
+        self._target = Delivered(None if uri is None else self.uri, experiment or DEFAULT_EXPERIMENT)
+        self._follower: Follower | None = None
 
     def start(self) -> None:
-        """Begins to follow; returns at once.
+        """Begins to follow; returns at once, and imports MLflow in its own thread.
 
         Raises:
-            TrackingError: If another process records this folder.
+            TrackingError: If another process records this folder, or its `mlflow.json` is damaged.
         """
-        held = ExitStack()
-        held.enter_context(hold(self.folder / LOCK_NAME, wait=False))
-        state = Delivered.load(self.folder)
-        if state is None or (state.uri, state.experiment) != (self.uri, self._experiment):
-            state = Delivered(self.uri, self._experiment)
-        state.save(self.folder)
-        self._delivery = Delivery(self.folder, state, lambda state: _MlflowSession(self.folder, state))
-        self._thread = threading.Thread(
-            target=self._follow, args=(self._delivery, held), name="mlflow-recorder", daemon=True
-        )
-        self._thread.start()
+        self._follower = Follower(self.uri, lambda: _delivery(self.folder, self._target, resume=True))
+        self._follower.start(self.folder / LOCK_NAME)
 
     def close(self, timeout_s: float) -> int:
         """Metric values that MLflow lacks when all is delivered or the time is over, whichever is first.
 
         Runs of trials that have not ended are marked KILLED; they run again when the sweep is resumed.
         """
-        if self._thread is None or self._delivery is None:
-            return 0
-        self._deadline = time.monotonic() + timeout_s
-        self._closing.set()
-        self._thread.join(timeout_s)
-        self._thread = None
-        missing = self._delivery.refused_points
-        if not self._delivery.done:
-            missing += count_points(self.folder, self._delivery.state.offset)
-            _log.warning(
-                "MLflow (%s) lacks %d metric values and the end of this sweep. "
-                "When it is back, deliver them: replora sync %s",
-                self.uri, missing, self.folder,
-            )  # fmt: skip
-        return missing
-
-    def _follow(self, delivery: Delivery, held: ExitStack) -> None:
-        with held:
-            failures = 0
-            while not delivery.done and time.monotonic() < self._deadline:
-                try:
-                    pause = self._advance(delivery)
-                    failures = 0
-                except LedgerError:
-                    _log.exception("recording into MLflow ends here")
-                    return
-                except Exception as error:  # noqa: BLE001 - training goes on; the ledger keeps every point
-                    failures += 1
-                    pause = self._failed(error, failures)
-                self._pause(pause)
-
-    def _advance(self, delivery: Delivery) -> float:
-        """Seconds to wait after one step forward."""
-        known = len(delivery.refused)
-        closing = self._closing.is_set()
-        moved = delivery.advance()
-        if not moved and closing:
-            delivery.finish()
-        if refused := delivery.refused[known:]:
-            _log.warning("MLflow (%s) will not have %s%s", self.uri, refused[0], _and_more(refused))
-        return 0.0 if moved else POLL_S
-
-    def _failed(self, error: Exception, failures: int) -> float:
-        """Seconds to wait before the next try; only the first failure of a row is told."""
-        if failures == 1:
-            _log.warning(
-                "MLflow (%s) does not take records: %s. Training goes on, and so do the tries to record",
-                self.uri, _reason(error),
-            )  # fmt: skip
-        return min(LONGEST_PAUSE_S, 2.0 ** (failures - 1))
-
-    def _pause(self, seconds: float) -> None:
-        if self._closing.is_set():
-            time.sleep(min(seconds, CLOSING_PAUSE_S, max(0.0, self._deadline - time.monotonic())))
-        else:
-            self._closing.wait(seconds)
+        return self._follower.close(timeout_s) if self._follower else 0
 
 
 def sync(folder: Path, uri: str | None = None) -> SyncResult:
@@ -192,12 +129,12 @@ def sync(folder: Path, uri: str | None = None) -> SyncResult:
         LedgerError: If the folder has no ledger, or a damaged one.
     """
     read_ledger(folder)
-    last = Delivered.load(folder)
-    target = resolve_uri(folder, uri if uri is not None or last is None else last.uri)
-    state = Delivered(target, last.experiment if last else DEFAULT_EXPERIMENT)
+    last = Delivered.load(folder) or Delivered(None, DEFAULT_EXPERIMENT)
+    target = Delivered(last.uri if uri is None else resolve_uri(folder, uri), last.experiment)
+    shown = resolve_uri(folder, target.uri)
     with hold(folder / LOCK_NAME, wait=False):
-        check_reachable(target, experiment=state.experiment)
-        delivery = Delivery(folder, state, lambda state: _MlflowSession(folder, state))
+        check_reachable(shown, experiment=target.experiment)
+        delivery = _delivery(folder, target, resume=False)
         try:
             while not delivery.done:
                 if not delivery.advance():
@@ -206,11 +143,20 @@ def sync(folder: Path, uri: str | None = None) -> SyncResult:
             raise
         except Exception as error:
             raise TrackingError(
-                f"MLflow ({target}) does not take records: {_reason(error)}.\n"
+                f"MLflow ({shown}) does not take records: {reason(error)}.\n"
                 f"  Nothing is lost. When it is back, give the command again: replora sync {folder}"
             ) from error
     points = count_points(folder) - delivery.refused_points
-    return SyncResult(target, state.run, len(state.trials), points, tuple(delivery.refused))
+    return SyncResult(shown, target.run, len(target.trials), points, tuple(delivery.refused))
+
+
+def _delivery(folder: Path, target: Delivered, *, resume: bool) -> Delivery:
+    """A delivery from where the last process came to, if it had the same target; else from the start."""
+    last = Delivered.load(folder) if resume else None
+    if last is not None and (last.uri, last.experiment) == (target.uri, target.experiment):
+        target = last
+    target.save(folder)
+    return Delivery(folder, target, lambda state: _MlflowSession(folder, state))
 
 
 def check_reachable(uri: str, timeout_s: float = 5.0, experiment: str | None = None) -> None:
@@ -246,7 +192,7 @@ def check_reachable(uri: str, timeout_s: float = 5.0, experiment: str | None = N
     answer = answers[0] if answers else TimeoutError(f"no answer within {timeout_s:g} s")
     if answer is not None:
         raise TrackingError(
-            f"MLflow at {uri} cannot be used: {_reason(answer)}.\n"
+            f"MLflow at {uri} cannot be used: {reason(answer)}.\n"
             "  Start it, or correct tracking.uri or the MLFLOW_TRACKING_* variables, "
             "or leave tracking.uri out to record into SQLite in the sweep's folder."
         ) from answer
@@ -266,7 +212,8 @@ class _MlflowSession:
 
     def __init__(self, folder: Path, state: Delivered) -> None:
         self._folder, self._state = folder, state
-        self._client = _client(state.uri)
+        self._uri = resolve_uri(folder, state.uri)
+        self._client = _client(self._uri)
         self._experiment = self._open_experiment()
         self._status: dict[str, str] = {}
         self._look_up()
@@ -348,7 +295,7 @@ class _MlflowSession:
             store()
         except Exception as error:
             self._client.get_experiment(self._experiment)  # raises when the server is away: try again later
-            raise RefusedError(_reason(error)) from error
+            raise RefusedError(reason(error)) from error
 
     def _look_up(self) -> None:
         """Finds the runs that the server has of this ledger, whoever created them."""
@@ -379,7 +326,7 @@ class _MlflowSession:
         if found is not None:
             return found
         try:
-            return self._client.create_experiment(name, artifact_root(self._folder, self._state.uri))
+            return self._client.create_experiment(name, artifact_root(self._folder, self._uri))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
@@ -431,20 +378,5 @@ def _refusals() -> Iterator[None]:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             raise LostError from error
         if error.error_code in ("INVALID_PARAMETER_VALUE", "INVALID_STATE"):
-            raise RefusedError(_reason(error)) from error
+            raise RefusedError(reason(error)) from error
         raise
-
-
-def _and_more(items: list[str]) -> str:
-    return f" (and {len(items) - 1} more)" if len(items) > 1 else ""
-
-
-def _reason(error: BaseException) -> str:
-    """The system's own words where the system refused, for example `Connection refused`; else the message."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror
-        cause = cause.__cause__ or cause.__context__
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:REASON_CHARACTERS]

@@ -20,12 +20,14 @@ __all__ = [
     "Delivered",
     "artifact_root",
     "hold",
+    "reason",
     "resolve_uri",
     "sqlite_file",
 ]
 
 DEFAULT_EXPERIMENT = "replora"
 STATE_NAME = "mlflow.json"
+REASON_CHARACTERS = 300
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql")
 SECRETS = {"password", "passwd", "pwd", "token", "sslpassword"}
 
@@ -98,17 +100,29 @@ def artifact_root(folder: Path, uri: str) -> str | None:
     return ((file.parent if file else folder.resolve()) / "mlartifacts").as_uri()
 
 
+def reason(error: BaseException) -> str:
+    """The system's own words where the system refused, for example `Connection refused`; else the message."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:REASON_CHARACTERS]
+
+
 @dataclass
 class Delivered:
     """What a tracking server is known to have, kept in `<sweep>/mlflow.json`.
 
     Attributes:
+        uri: Absolute tracking URI; null means SQLite in the folder, wherever the folder is moved.
         ledger: Identity of the ledger (Translator.ledger); another one starts from nothing.
         run: MLflow's id of the sweep's run; `trials` has those of the trials by fingerprint.
         offset: Bytes of the ledger whose lines are all recorded.
     """
 
-    uri: str
+    uri: str | None
     experiment: str
     ledger: str = ""
     run: str = ""

@@ -169,6 +169,16 @@ def test_sync_gives_back_what_a_restored_database_lacks(whole: Path, tmp_path: P
     assert rows_at(uri) == rows_due(whole)
 
 
+def test_a_moved_sweep_is_recorded_where_it_lies(whole: Path, tmp_path: Path) -> None:
+    old = shutil.copytree(whole, tmp_path / "old")
+    new = old.rename(tmp_path / "new")
+    result = sync(new)
+    assert result.uri == f"sqlite:///{new}/mlflow.db"
+    assert rows_at(result.uri) == rows_due(whole)
+    assert len(runs_at(result.uri)) == 6
+    assert not old.exists()
+
+
 def test_sync_of_no_sweep_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LedgerError, match="not a sweep's folder"):
         sync(tmp_path)
@@ -310,6 +320,7 @@ def test_a_killed_driver_loses_and_doubles_nothing(
     assert sum(rows_due(sweep_folder).values()) == 3 * 40 * 2 + 3
 
 
+@pytest.mark.slow
 def test_two_recorders_may_create_one_database(
     tmp_path: Path, processes: list[subprocess.Popen[str]]
 ) -> None:
