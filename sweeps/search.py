@@ -33,6 +33,8 @@ __all__ = [
 ]
 
 Direction = Literal["maximize", "minimize"]
+#: Samplers that note in the study what they drew: they must draw for given points as well.
+STATEFUL = ("cma-es", "qmc")
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,8 @@ class OptunaSearch:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # experimental parts of Optuna that are chosen on purpose
             trial = self._study.ask()
+            if forced is not None and self._config.sampler in STATEFUL:
+                _ = trial.relative_params  # draws, though nothing is taken from it
             point = self._suggest(trial)
         self._trials.append(trial)
         return point
