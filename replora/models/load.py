@@ -40,12 +40,13 @@ def load_backbone(
     architecture = digits_architecture() if config.name == "vit-digits" else timm_architecture(config.name)
     weights = _weights(config.weights, architecture)
     model = assemble(architecture.build, weights.tensors, f"backbone.weights {config.weights}")
-    model.eval().requires_grad_(False).to(device=device, dtype=_DTYPES[precision])
+    dtype = _DTYPES[precision]
+    model.eval().requires_grad_(False).to(device=device, dtype=dtype)
     return Backbone(
         name=config.name,
         model=model,
         targets=vit_targets(model),
-        features=architecture.features,
+        features=architecture.features.to(device, dtype),
         width=int(model.num_features),
         fingerprint=weights.checksum,
     )

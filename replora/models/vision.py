@@ -58,8 +58,14 @@ class VitFeatures:
                 f"{tuple(image.shape[1:])}.\n  Choose another backbone, or set task.image_size to fit it."
             )
         if self.scale is not None and self.shift is not None:
-            image = image * self.scale.to(image) + self.shift.to(image)
+            image = image * self.scale + self.shift
         return vit_features(model, {"image": image})
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> VitFeatures:
+        """The same for images on a device and of a type."""
+        if self.scale is None or self.shift is None:
+            return self
+        return VitFeatures(self.image, self.scale.to(device, dtype), self.shift.to(device, dtype))
 
 
 def vit_features(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
