@@ -296,7 +296,8 @@ class Director:
         self._attempts.update({name: trial.attempts for name, trial in self.view.trials.items()})
         self._active = {name for name, trial in self.view.trials.items() if not trial.ended}
         self._prune()
-        self._queue, self._active = deque(name for name in self.view.trials if name in self._active), set()
+        self._queue = deque(name for name, trial in self.view.trials.items() if not trial.ended)
+        self._active = set()
         self._complete()
         self._confirm()
 
