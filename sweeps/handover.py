@@ -39,8 +39,8 @@ def best_document(
     """
     best = selection.best
     assert best is not None
-    owner = next(i for i, view in enumerate(views) if best.trials[0].fingerprint in view.trials)
-    view, rivals = views[owner], selection.rivals
+    trial, rivals = best.trials[0].fingerprint, selection.rivals
+    view = next(view for view in views if view.name == best.sweep and trial in view.trials)
     return {
         "run": {**best.group.config, "seed": _seed(view, best)},
         "objective": {
