@@ -47,6 +47,7 @@ class Progress:
         self._open: dict[str, TrialView] = {}
         self._settled_steps = 0
         self._since: float | None = None
+        self._seen, self._reported = 0, 0.0
         # A process that was killed leaves trials "running"; they run when they are started again.
         self._left = {t.fingerprint: t.attempts for t in view.trials.values() if t.state == "running"}
         self.update(0.0)
@@ -88,20 +89,26 @@ class Progress:
         self.running = [trial for trial in self._open.values() if self._runs(trial)]
         if self._since is None and self.running:
             self._since = now
+        if self._steps() != self._seen:
+            self._seen, self._reported = self._steps(), now
         return changed
 
     def seconds_left(self, now: float) -> float | None:
         """Time until all planned trials are over, or None before there is anything to judge by.
 
-        Steps that remain, divided by the steps per second since the first trial was seen running.
-        A trial that is still to come is taken to be as long as the mean of those that ended.
+        Steps that remain, divided by the steps per second from the first trial seen running to the
+        last report; from then on it counts down. A trial that is still to come is taken to be as long
+        as the mean of those that ended.
         """
         if self._since is None or self.planned is None:
             return None
         done = self._steps() - self._steps_before
-        if done <= 0 or now <= self._since:
+        if done <= 0 or self._reported <= self._since:
             return None
-        return self._steps_left() * (now - self._since) / done
+        per_step = (self._reported - self._since) / done
+        left = self._steps_left() * per_step - (now - self._reported)
+        # Overdue: nothing was reported for longer than all the rest should take.
+        return left if left > 0 else self._steps_left() * (now - self._since) / done
 
     def _runs(self, trial: TrialView) -> bool:
         return trial.state == "running" and self._left.get(trial.fingerprint) != trial.attempts

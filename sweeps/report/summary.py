@@ -85,7 +85,7 @@ def _losses(view: SweepView) -> Iterator[str]:
 
 def _places(view: SweepView, selection: Selection, folder: Path) -> Iterator[str]:
     best = folder / "best.yaml"
-    if selection.best is not None:
+    if selection.best is not None and view.closed is not None:
         yield f"best      {best}"
     yield f"report    {folder / REPORT_NAME}"
     yield f"mlflow    {resolve_uri(folder, view.config.get('tracking', {}).get('uri'))}"

@@ -201,6 +201,28 @@ def test_time_left_follows_the_steps_that_were_done() -> None:
     assert progress.seconds_left(30.0) == pytest.approx(60.0)
 
 
+def test_time_left_counts_down_between_reports() -> None:
+    stage = Stage(io.StringIO())
+    progress = Progress(stage.view, 4)
+    stage.play(*run_of(0)[:2])
+    progress.update(10.0)
+    stage.play(*run_of(0)[2:])
+    progress.update(30.0)
+    progress.update(35.0)
+    assert progress.seconds_left(35.0) == pytest.approx(55.0)
+
+
+def test_time_left_of_a_sweep_that_stalls_grows() -> None:
+    stage = Stage(io.StringIO())
+    progress = Progress(stage.view, 2)
+    stage.play(*run_of(0)[:2])
+    progress.update(0.0)
+    stage.play(*run_of(0)[2:])
+    progress.update(10.0)
+    # 200 steps took 10 s and 200 are left, but for 100 s nothing has come.
+    assert progress.seconds_left(110.0) == pytest.approx(110.0)
+
+
 def test_time_left_counts_on_pruned_trials_being_short() -> None:
     stage = Stage(io.StringIO())
     progress = Progress(stage.view, 4)
