@@ -45,10 +45,10 @@ def _card(results: Results, best: Contender) -> Html:
     facts.append(results.selection.note)
     verdict = tag("p", rivals_text(results.selection), class_="verdict")
     details = tag("p", plain(" ".join(facts), 600), class_="absent")
-    command = tag("code", "replora train best.yaml")
-    after = tag(
-        "p", "Train it to the end and test it once, in this page's folder: ", command, class_="absent"
-    )
+    over = results.view.closed is not None
+    words = "Train it to the end and test it once" if over else "The sweep is not over; go on with it"
+    command = tag("code", "replora train best.yaml" if over else "replora resume .")
+    after = tag("p", f"{words}, in this page's folder: ", command, class_="absent")
     return tag("div", headline, tag("dl", *values, class_="values"), verdict, details, after, class_="card")
 
 

@@ -76,7 +76,9 @@ def test_header_names_the_sweep_its_state_and_its_versions(grid: Page) -> None:
 
 
 def test_sweep_that_is_not_over_says_so() -> None:
-    assert "not over: still running, or interrupted" in page_of(trial(0, {"optim.lr": 1e-3})).text
+    text = page_of(trial(0, {"optim.lr": 1e-3})).text
+    assert "not over: still running, or interrupted" in text
+    assert "replora train best.yaml" not in text
 
 
 def test_page_gives_the_mean_over_seeds_and_its_interval(grid: Page) -> None:
@@ -274,8 +276,9 @@ def test_summary_ends_with_the_next_command() -> None:
 
 
 def test_summary_of_an_interrupted_sweep_says_how_to_go_on() -> None:
-    view = view_of(iter(list(grid_sweep())[:-1]))
-    assert summary_of(view).splitlines()[-1] == "next      replora resume runs/digits-grid"
+    lines = summary_of(view_of(iter(list(grid_sweep())[:-1]))).splitlines()
+    assert lines[-1] == "next      replora resume runs/digits-grid"
+    assert not any(line.startswith("best  ") for line in lines)  # best.yaml is written at the end
 
 
 def test_summary_says_where_everything_is(tmp_path: Path) -> None:
