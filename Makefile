@@ -28,7 +28,7 @@ env: $(STAMP) ## install what is missing into .venv
 # Torch and torchvision come first, as the exact pair of constraints.txt: every torchvision wheel is a
 # CUDA build and does not load beside another torch.
 $(STAMP): | $(BIN)/python
-	@echo "installing into .venv (about 6 GB with torch's CUDA libraries, which CPU machines need too)" >&2
+	@echo "installing into .venv (about 7 GB with torch's CUDA libraries, which CPU machines need too)" >&2
 	@$(PIP) install -c constraints.txt $$(grep -E '^(torch|torchvision)==' constraints.txt)
 	@$(PIP) install -c constraints.txt -e '.[$(EXTRAS)]'
 	@rm -f .venv/.installed-*
