@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -181,6 +182,7 @@ def check_reachable(uri: str, timeout_s: float = 5.0, experiment: str | None = N
 
     def ask() -> None:
         try:
+            _knock(uri)
             _find_experiment(_client(uri), experiment or DEFAULT_EXPERIMENT)
             answers.append(None)
         except Exception as error:  # noqa: BLE001 - raised below, in the caller's thread
@@ -196,6 +198,19 @@ def check_reachable(uri: str, timeout_s: float = 5.0, experiment: str | None = N
             "  Start it, or correct tracking.uri or the MLFLOW_TRACKING_* variables, "
             "or leave tracking.uri out to record into SQLite in the sweep's folder."
         ) from answer
+
+
+def _knock(uri: str) -> None:
+    """Connects to a database once; MLflow would try a wrong password for more than a minute."""
+    if urlsplit(uri).scheme in ("http", "https") or sqlite_file(uri) is not None:
+        return
+    import sqlalchemy  # which MLflow brings along
+
+    engine = sqlalchemy.create_engine(uri)
+    try:
+        engine.connect().close()
+    finally:
+        engine.dispose()
 
 
 def _check_writable(file: Path) -> None:
