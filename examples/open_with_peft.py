@@ -28,8 +28,8 @@ def open_with_peft(run_dir: Path, peft_dir: Path) -> dict[str, float]:
     """Validation metrics of the exported adapter, computed by PEFT on the untouched backbone."""
     adapter = load_adapter(run_dir / "adapter")
     base = load_backbone(adapter.config.backbone, precision="fp32", device="cpu").model
-    base.reset_classifier(adapter.head_width)
-    model = PeftModel.from_pretrained(base, str(peft_dir)).eval()  # type: ignore[arg-type]
+    base.reset_classifier(adapter.head_width)  # type: ignore[operator]  # a timm VisionTransformer
+    model = PeftModel.from_pretrained(base, str(peft_dir)).eval()
     task = load_task(adapter.config.task, precision="fp32", device="cpu")
 
     def forward(batch: Batch) -> Tensor:
