@@ -11,9 +11,9 @@ import math
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from replora.config import RunConfig
 from replora.errors import ConfigError, DataError
@@ -24,8 +24,9 @@ from sweeps.config import SweepConfig
 from sweeps.groups import points_to_confirm
 from sweeps.ledger import Entry, Ledger, Line, SweepView, TrialView
 from sweeps.objective import Objective
+from sweeps.proposals import Proposals
 from sweeps.pruner import make_pruner
-from sweeps.search import Outcome, make_searcher
+from sweeps.search import make_searcher
 from sweeps.space import Point
 
 __all__ = ["Director", "TrialTask"]
@@ -48,16 +49,6 @@ class TrialTask:
     attempt: int
 
 
-@dataclass
-class _Proposal:
-    """A point of the searcher and its trials, one for each seed."""
-
-    number: int
-    point: Point
-    trials: list[str] = field(default_factory=list)
-    told: bool = False
-
-
 class Director:
     """Drives one sweep; backends call it from one thread.
 
@@ -71,8 +62,6 @@ class Director:
         self._config = config
         self._ledger = ledger
         self._folder = ledger.path.parent
-        self._proposals: list[_Proposal] = []
-        self._proposals_of: dict[str, list[_Proposal]] = {}
         self._failures: Counter[str] = Counter()
         self._started: dict[str, float] = {}
         self._stops: dict[str, str] = {}
@@ -86,11 +75,11 @@ class Director:
     @property
     def done(self) -> bool:
         """Nothing runs and nothing is left to ask."""
-        return not (self._active or self._queue or self._searcher.left)
+        return not (self._active or self._queue or self._proposals.left)
 
     def ask(self) -> TrialTask | None:
         """The next trial to run, recorded as asked; None: nothing to start now (look at `done`)."""
-        while not self._queue and self._searcher.left:
+        while not self._queue and self._proposals.left:
             self._propose()
         if not self._queue:
             return None
@@ -231,7 +220,7 @@ class Director:
 
     def _propose(self) -> None:
         """Asks the searcher once; its point becomes trials, or is set aside at once."""
-        number, point = len(self._proposals), self._searcher.ask()
+        number, point = self._proposals.ask()
         try:
             runs = self._runs(point, self._config.seeds)
         except ConfigError as error:
@@ -262,7 +251,7 @@ class Director:
 
     def _confirm(self) -> None:
         """Once the search is over, asks for the best configurations with the fresh seeds, once."""
-        if self._active or self._queue or self._searcher.left:
+        if self._active or self._queue or self._proposals.left:
             return
         entries: list[Entry] = []
         for point in points_to_confirm(self.view, self._config.confirm.top):
@@ -289,7 +278,8 @@ class Director:
         lines = self._ledger.lines()
         self.view.apply(next(lines))
         self.objective = Objective(self.view.metric, self.view.direction)
-        self._searcher = make_searcher(self._config, self.view.direction)
+        searcher = make_searcher(self._config, self.view.direction)
+        self._proposals = Proposals(searcher, self.view.metric, self.view.trials)
         self._pruner = make_pruner(self._config.pruner, self.view.direction)
         for line in lines:
             self._take(line, recalled=True)
@@ -303,9 +293,9 @@ class Director:
 
     def _complete(self) -> None:
         """Asks for the seeds of the last proposal whose lines a crash has cut off."""
-        if not self._proposals or not self._proposals[-1].trials:
+        last = self._proposals.last
+        if last is None or not last.trials:
             return
-        last = self._proposals[-1]
         asked = {self.view.trials[trial].seed for trial in last.trials}
         runs = self._runs(last.point, [seed for seed in self._config.seeds if seed not in asked])
         self._record(self._asked(last.point, runs, stage="search", proposal=last.number))
@@ -314,8 +304,8 @@ class Director:
         """Takes in a line that is on disk: the same for a line of now and of an earlier process."""
         self.view.apply(line)
         event, trial = line["event"], line["trial"]
-        if event in ("asked", "skipped") and line["proposal"] is not None:
-            self._take_proposal(line, recalled)
+        if event in ("asked", "skipped"):
+            self._proposals.take(line, recalled=recalled)
         elif event == "started":
             self._started[trial] = line["time"]
         elif event == "reported":
@@ -325,22 +315,7 @@ class Director:
         elif event in ("finished", "pruned", "failed"):
             self._active.discard(trial)
             self._stops.pop(trial, None)
-            for proposal in self._proposals_of.get(trial, ()):
-                self._tell(proposal)
-
-    def _take_proposal(self, line: Line, recalled: bool) -> None:
-        number: int = line["proposal"]
-        if number == len(self._proposals):
-            self._proposals.append(_Proposal(number, line["point"]))
-            if recalled:
-                self._searcher.recall(line["point"])
-        proposal = self._proposals[number]
-        trials = line["same_as"] if line["event"] == "skipped" else [line["trial"]]
-        proposal.trials += trials
-        for trial in trials:
-            self._proposals_of.setdefault(trial, []).append(proposal)
-        if line["event"] == "skipped":
-            self._tell(proposal)
+            self._proposals.settle(trial)
 
     def _judge(self, trial: TrialView) -> None:
         """Lets the pruner see a report of the search; the last step needs no decision."""
@@ -350,21 +325,3 @@ class Director:
             reason = self._pruner.stops(trial.fingerprint, trial.step, value)
             if reason:
                 self._stops[trial.fingerprint] = reason
-
-    def _tell(self, proposal: _Proposal) -> None:
-        """Tells the searcher of a proposal, once, when all its trials have ended."""
-        trials = [self.view.trials[trial] for trial in proposal.trials]
-        if not proposal.told and all(trial.ended for trial in trials):
-            proposal.told = True
-            self._searcher.tell(proposal.number, _outcome(trials, self.objective.metric))
-
-
-def _outcome(trials: Sequence[TrialView], metric: str) -> Outcome:
-    """What the searcher is told: the mean over seeds, where every seed has a value."""
-    states = {trial.state for trial in trials}
-    values = [trial.objective for trial in trials if trial.objective is not None]
-    if "failed" in states or not trials or len(values) < len(trials):
-        return Outcome("failed")
-    reports = [(step, metrics[metric]) for step, metrics in trials[0].reports] if len(trials) == 1 else []
-    state: Literal["pruned", "finished"] = "pruned" if "pruned" in states else "finished"
-    return Outcome(state, sum(values) / len(values), reports)
