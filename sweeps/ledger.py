@@ -9,13 +9,10 @@ counted and is dropped; a damaged line before the end is an error, because what 
 from __future__ import annotations
 
 import fcntl
-import json
 import math
 import os
 import socket
 import time
-import zlib
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +20,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, Literal, NamedTuple, Self
 
 from replora.errors import LedgerError
+from sweeps.lines import Line, encode, plain, scan, walk
 
 __all__ = [
     "LEDGER_NAME",
@@ -39,7 +37,6 @@ __all__ = [
 
 LEDGER_NAME = "ledger.jsonl"
 LOCK_NAME = ".lock"
-Line = dict[str, Any]
 Stage = Literal["search", "confirm", "final"]
 State = Literal["asked", "running", "finished", "pruned", "failed"]
 
@@ -223,7 +220,7 @@ class Ledger:
         self._lock = lock
         self._file: BinaryIO | None = None
         try:
-            self._seq, self._end = _scan(path)
+            self._seq, self._end = scan(path)
             self._file = path.open("ab", buffering=0)
             self._file.truncate(self._end)
             _sync_folder(path.parent)
@@ -264,10 +261,10 @@ class Ledger:
             raise LedgerError(f"{self.path}: the ledger is closed, nothing can be recorded")
         now = round(time.time(), 6)
         lines = [
-            {**_plain(entry.fields), "seq": seq, "time": now, "event": entry.event, "trial": entry.trial}
+            {**plain(entry.fields), "seq": seq, "time": now, "event": entry.event, "trial": entry.trial}
             for seq, entry in enumerate(entries, self._seq)
         ]
-        data = b"".join(_encode(line) for line in lines)
+        data = b"".join(encode(line) for line in lines)
         try:
             _write_all(self._file, data)
             os.fsync(self._file.fileno())
@@ -317,70 +314,9 @@ def read_lines(folder: Path, *, offset: int = 0) -> Iterator[Line]:
         LedgerError: If the folder has no ledger, or a line before the last is damaged.
     """
     path = folder / LEDGER_NAME
-    for number, (line, _) in enumerate(_checked(path)):
+    for number, (line, _) in enumerate(walk(path)):
         if number >= offset:
             yield line
-
-
-def _checked(path: Path) -> Iterator[tuple[Line, int]]:
-    """Good lines with the byte offset of their ends; a bad last line ends the walk, an earlier one raises."""
-    try:
-        file = path.open("rb")
-    except FileNotFoundError as error:
-        raise LedgerError(f"{path.parent}: not a sweep's folder, it has no {LEDGER_NAME}") from error
-    with file:
-        end = 0
-        for seq, raw in enumerate(file):
-            line = _decode(raw, seq)
-            if line is None:
-                if file.read(1):
-                    raise _damaged(path, seq)
-                return
-            end += len(raw)
-            yield line, end
-
-
-def _scan(path: Path) -> tuple[int, int]:
-    """Number of good lines and the byte offset of their end; (0, 0) for a new file."""
-    last = deque(_checked(path), maxlen=1) if path.exists() else None
-    return (last[0][0]["seq"] + 1, last[0][1]) if last else (0, 0)
-
-
-def _damaged(path: Path, seq: int) -> LedgerError:
-    return LedgerError(
-        f"{path}: line {seq + 1} is damaged (its checksum or number does not fit), and more lines follow.\n"
-        f"  Restore the file from a copy; or keep what is before it and train the rest again:\n"
-        f"  head -n {seq} {path} > {path}.good && mv {path}.good {path}"
-    )
-
-
-def _encode(line: Line) -> bytes:
-    body = _canonical(line)
-    return b'%s,"crc":"%08x"}\n' % (body[:-1], zlib.crc32(body))
-
-
-def _decode(raw: bytes, seq: int) -> Line | None:
-    """The line, or None where it is torn or damaged. `raw` ends with `,"crc":"xxxxxxxx"}` and a newline."""
-    body, mark, tail = raw.rpartition(b',"crc":"')
-    if not mark or len(tail) != 11 or tail[8:] != b'"}\n' or tail[:8] != b"%08x" % zlib.crc32(body + b"}"):
-        return None
-    line: Line = json.loads(body + b"}")
-    return line if line.get("seq") == seq else None
-
-
-def _canonical(line: Line) -> bytes:
-    return json.dumps(line, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they are recorded as null and read back as NaN."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
 
 
 def _write_all(file: BinaryIO, data: bytes) -> None:

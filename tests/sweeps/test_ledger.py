@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from replora.errors import LedgerError
+from sweeps import lines as lines_module
 from sweeps.ledger import LEDGER_NAME, Entry, Ledger, read_ledger, read_lines
 
 HEADER: dict[str, Any] = {
@@ -224,3 +225,32 @@ def test_ten_thousand_trials_are_read_one_line_at_a_time(tmp_path: Path) -> None
     lines = read_lines(tmp_path)
     assert next(lines)["event"] == "sweep"  # nothing was collected first
     assert len(read_ledger(tmp_path).trials) == 10_000
+
+
+def test_a_reader_beside_a_writer_sees_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Ledger.open(tmp_path) as ledger:
+        ledger.append("sweep", **HEADER)
+        ledger.append("closed", state="done")
+    whole = raw(tmp_path)
+    (tmp_path / LEDGER_NAME).write_bytes(whole[:-20])  # the writer is in the middle of its second line
+
+    def decode_while_the_writer_goes_on(text: bytes, seq: int) -> Any:
+        if seq == 1:
+            (tmp_path / LEDGER_NAME).write_bytes(whole)
+        return real(text, seq)
+
+    real = lines_module._decode
+    monkeypatch.setattr(lines_module, "_decode", decode_while_the_writer_goes_on)
+    assert [line["event"] for line in read_lines(tmp_path)] == ["sweep"]
+
+
+def test_the_remedy_survives_a_path_with_spaces(tmp_path: Path) -> None:
+    folder = tmp_path / "my sweep"
+    with Ledger.open(folder) as ledger:
+        ledger.append("sweep", **HEADER)
+        ledger.append_all([asked(0), asked(1)])
+    (folder / LEDGER_NAME).write_bytes(raw(folder).replace(b'"trial":"t0"', b'"trial":"t9"'))
+    with pytest.raises(LedgerError) as caught:
+        read_ledger(folder)
+    subprocess.run(["bash", "-c", str(caught.value).splitlines()[-1]], check=True)
+    assert read_ledger(folder).size == 1
