@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from timm.layers import Attention
 from torch import Tensor, nn
 
 from replora.config import BackboneConfig
@@ -22,6 +23,15 @@ TI16 = BackboneConfig(name="vit-ti16", weights="random")
 
 def random_digits() -> Backbone:
     return load_backbone(BackboneConfig(weights="random"), precision="fp32", device="cpu")
+
+
+def fused_digits() -> Backbone:
+    """The digits ViT with timm's fused attention, whose inputs the fixture `attention` sees."""
+    backbone = random_digits()
+    for module in backbone.model.modules():
+        if isinstance(module, Attention):
+            module.fused_attn = True
+    return backbone
 
 
 def some_images(rows: int = 2) -> dict[str, Tensor]:
@@ -61,7 +71,7 @@ def attention(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor, Ten
 def test_rows_of_a_projection_change_that_projection_only(
     name: str, attention: list[tuple[Tensor, Tensor, Tensor]]
 ) -> None:
-    backbone = random_digits()
+    backbone = fused_digits()
     backbone.features(backbone.model, some_images())
     perturb(backbone, target(backbone, f"0.{name}"))
     backbone.features(backbone.model, some_images())
@@ -74,7 +84,7 @@ def test_rows_of_a_projection_change_that_projection_only(
 
 
 def test_heads_divide_the_rows_equally_in_order(attention: list[tuple[Tensor, Tensor, Tensor]]) -> None:
-    backbone = random_digits()
+    backbone = fused_digits()
     backbone.features(backbone.model, some_images())
     perturb(backbone, target(backbone, "0.value"), head=2)
     backbone.features(backbone.model, some_images())
