@@ -7,7 +7,6 @@ import sys
 
 import pytest
 import torch
-from timm.layers import Attention
 from torch import Tensor, nn
 
 from replora.config import BackboneConfig
@@ -29,7 +28,7 @@ def fused_digits() -> Backbone:
     """The digits ViT with timm's fused attention, whose inputs the fixture `attention` sees."""
     backbone = random_digits()
     for module in backbone.model.modules():
-        if isinstance(module, Attention):
+        if hasattr(module, "fused_attn"):
             module.fused_attn = True
     return backbone
 
