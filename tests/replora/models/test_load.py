@@ -29,7 +29,7 @@ def fused_digits() -> Backbone:
     backbone = random_digits()
     for module in backbone.model.modules():
         if hasattr(module, "fused_attn"):
-            module.fused_attn = True
+            module.fused_attn = True  # type: ignore[assignment]
     return backbone
 
 
