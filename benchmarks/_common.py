@@ -18,6 +18,7 @@ __all__ = [
     "ROOT",
     "ColdRun",
     "Row",
+    "child_environment",
     "cores",
     "finish",
     "interleaved",
@@ -112,6 +113,17 @@ def timed(action: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def child_environment(threads: int) -> dict[str, str]:
+    """Environment of a subprocess: this repository first, a set number of threads, no telemetry."""
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "OMP_NUM_THREADS": str(threads),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+
+
 @dataclass(frozen=True)
 class ColdRun:
     """A finished subprocess: when it started (unix seconds), how long it took, what it printed."""
@@ -121,26 +133,23 @@ class ColdRun:
     stdout: str
 
 
-def run_cold(arguments: Sequence[str], threads: int, folder: Path) -> ColdRun:
+def run_cold(
+    arguments: Sequence[str], threads: int, folder: Path, extra: Mapping[str, str] | None = None
+) -> ColdRun:
     """`python <arguments>`, started from nothing as from a shell.
 
     Args:
         arguments: Of the Python interpreter.
         threads: `OMP_NUM_THREADS` of the process and of what it starts.
         folder: Working folder.
+        extra: Further environment variables.
 
     Raises:
         RuntimeError: If the process fails; the message ends with the tail of its standard error.
     """
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
-        "OMP_NUM_THREADS": str(threads),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-    }
     command = [sys.executable, *arguments]
     started, start = time.time(), time.perf_counter()
+    environment = {**child_environment(threads), **(extra or {})}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - start
     if done.returncode:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import timm
 import torch
+from timm.models import VisionTransformer
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 
@@ -46,6 +47,8 @@ def random_vit(name: str, image_size: int = 224) -> Backbone:
     """A timm ViT of a known shape with random weights."""
     torch.manual_seed(0)
     model = timm.create_model(name, img_size=image_size, num_classes=0).eval().requires_grad_(False)
+    if not isinstance(model, VisionTransformer):
+        raise TypeError(f"{name} must be a plain ViT of timm, but it is a {type(model).__name__}")
     return Backbone(name, model, vit_targets(model), vit_features, model.num_features, NO_FINGERPRINT)
 
 

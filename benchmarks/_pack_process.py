@@ -24,6 +24,7 @@ from replora.train.pack import Pack
 
 LONG = 100_000
 BATCH = 4
+SIDE = 96  # pixels: 37 tokens
 ARRAYS = 4  # values, gradients, two moments of AdamW; 4 bytes each
 
 
@@ -63,8 +64,8 @@ def separate(backbone: Backbone, task: Task, trials: int) -> Callable[[], object
 
 
 def measure(kind: str, trials: int, folder: Path) -> dict[str, int]:
-    backbone = random_vit("vit_small_patch16_224", image_size=32)
-    task = random_task("image", torch.randn(16, 3, 32, 32))
+    backbone = random_vit("vit_small_patch16_224", image_size=SIDE)
+    task = random_task("image", torch.randn(16, 3, SIDE, SIDE))
     with torch.no_grad():
         backbone.features(backbone.model, task.split("val").take(torch.arange(BATCH), None))
     reset_peak()

@@ -22,7 +22,19 @@ from typing import Any
 
 import yaml
 
-from benchmarks._common import ROOT, ColdRun, Row, cores, finish, interleaved, is_quick, machine, median, run_cold, say
+from benchmarks._common import (
+    ROOT,
+    ColdRun,
+    Row,
+    cores,
+    finish,
+    interleaved,
+    is_quick,
+    machine,
+    median,
+    run_cold,
+    say,
+)
 from replora.config import LoraMethod, RunConfig
 from replora.load import load, run_from
 from sweeps.config import SweepConfig
@@ -68,10 +80,7 @@ def ours(config: SweepConfig, method: dict[str, Any] | None = None) -> float:
         ledger = folder / answer["sweep_dir"] / "ledger.jsonl"
         lines = [json.loads(line) for line in ledger.read_text().splitlines()]
     last = max(line["time"] for line in lines if line["event"] == "finished")
-    say(
-        f"  ours: {last - done.started:.1f} s to the last result, {done.seconds:.1f} s to the end of the process"
-    )
-    return float(last - done.started)
+    return told("ours", last, done)
 
 
 def tune(mode: str, config: SweepConfig) -> float:

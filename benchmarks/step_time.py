@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,6 +24,7 @@ from torch import Tensor
 from benchmarks._common import Row, cores, finish, interleaved, is_quick, machine, median, say, timed
 from benchmarks._models import llama_30m, random_task, random_vit
 from benchmarks._peers.lora import LoraTrainer
+from benchmarks._saved import saved_bytes
 from replora.config import ReploraMethod, RunConfig, TrainConfig
 from replora.models.base import Backbone
 from replora.tasks.base import Task
@@ -50,23 +51,31 @@ def cases(*, quick: bool) -> list[Case]:
     llama = llama_30m(1 if quick else 8)
     found = [Case("llama-30m", llama, random_task("tokens", tokens), ("q_proj", "v_proj"), 4)]
     if not quick:
-        vit = random_vit("vit-s16")
+        vit = random_vit("vit_small_patch16_224")
         images = torch.randn(16, 3, 224, 224)
         found.append(Case("vit-s16", vit, random_task("image", images), ("qkv",), 8))
     return found
 
 
-def our_step(case: Case, folder: Path) -> Callable[[], object]:
-    """One optimizer step of RepLoRA as a pack of one."""
+@dataclass(frozen=True)
+class Side:
+    """One optimizer step, and the frozen weights that it runs on."""
+
+    step: Callable[[], object]
+    frozen: tuple[Tensor, ...]
+
+
+def ours(case: Case, folder: Path) -> Side:
+    """RepLoRA as a pack of one."""
     train = TrainConfig(steps=STEPS, batch=case.batch, eval_every=STEPS, checkpoint_every=STEPS)
     config = RunConfig(method=ReploraMethod(rank=RANK), train=train)
     pack = Pack(config, case.backbone, case.task, 1)
     pack.admit("solo", config, folder)
-    return pack.step
+    return Side(pack.step, tuple(case.backbone.model.parameters()))
 
 
-def peft_step(case: Case) -> Callable[[], object]:
-    """One optimizer step of PEFT's LoRA; batches in a shuffled order, as ours."""
+def peft(case: Case) -> Side:
+    """PEFT's LoRA; batches in a shuffled order, as ours."""
     optim = RunConfig().optim
     trainer = LoraTrainer(case.backbone, case.peft_targets, RANK, case.task.head_width, optim, STEPS)
     split = case.task.split("train")
@@ -75,29 +84,39 @@ def peft_step(case: Case) -> Callable[[], object]:
         chosen = torch.randperm(len(split))[: case.batch]
         return trainer.step(split.take(chosen, None), case.task)
 
-    return step
+    frozen = tuple(p for p in trainer.model.parameters() if not p.requires_grad)
+    return Side(step, frozen)
 
 
-def time_row(case: Case, sides: dict[str, Callable[[], object]], threads: int, repeats: int) -> Row:
+def time_row(case: Case, sides: dict[str, Side], threads: int, repeats: int) -> Row:
     """Median step of both sides, and the median of the ratios of neighbouring steps."""
     torch.set_num_threads(threads)
-    for step in sides.values():
+    for side in sides.values():
         for _ in range(3):
-            step()
-    timers = {name: (lambda step=step: 1e3 * timed(step)) for name, step in sides.items()}
+            side.step()
+    timers = {name: partial(milliseconds, side.step) for name, side in sides.items()}
     figures = interleaved(timers, repeats)
     ratio = median([a / b for a, b in zip(figures["ours"], figures["peft"], strict=True)])
-    name, ours, peft = f"{case.name}-{threads}-threads", median(figures["ours"]), median(figures["peft"])
-    say(f"  {name}: {ours:.2f} ms, PEFT {peft:.2f} ms, ratio {ratio:.3f}")
-    return Row(name, ours, peft, "ms per step", ratio, 1.02, machine())
+    row = f"{case.name}-{threads}-threads"
+    return Row(row, median(figures["ours"]), median(figures["peft"]), "ms per step", ratio, 1.02, machine())
+
+
+def milliseconds(step: Callable[[], object]) -> float:
+    """Milliseconds of one step."""
+    return 1e3 * timed(step)
 
 
 def rows_of(case: Case, repeats: int) -> list[Row]:
+    """Times with one and with two threads, and activations."""
     with tempfile.TemporaryDirectory() as folder:
-        sides = {"ours": our_step(case, Path(folder)), "peft": peft_step(case)}
-        rows = [time_row(case, sides, n, repeats) for n in sorted({1, min(2, cores())})]
-        ours, peft = (saved_mib(case, step) for step in sides.values())
-    return [*rows, Row(f"{case.name}-activations", ours, peft, "MiB", ours / peft, 1.02, machine())]
+        sides = {"ours": ours(case, Path(folder)), "peft": peft(case)}
+        rows = [time_row(case, sides, threads, repeats) for threads in sorted({1, min(2, cores())})]
+        ours_mib, peft_mib = (saved_bytes(side.step, side.frozen) / 2**20 for side in sides.values())
+    ratio = ours_mib / peft_mib
+    rows.append(Row(f"{case.name}-activations", ours_mib, peft_mib, "MiB", ratio, 1.02, machine()))
+    for row in rows:
+        say(f"  {row.name}: {row.ours:.2f} {row.unit}, PEFT {row.peer:.2f}, ratio {row.ratio:.3f}")
+    return rows
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ Row (ratio = samples until then / samples of the grid's search, median over sear
 from __future__ import annotations
 
 import json
-import sys
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,11 @@ from benchmarks._common import ROOT, Row, finish, is_quick, machine, median, say
 from replora.load import load
 from sweeps.best import select
 from sweeps.config import SweepConfig
+from sweeps.ledger import read_ledger
 from sweeps.run import run_sweep
 
 SPACES = ROOT / "sweeps/spaces"
+SHORT = {"run": {"train": {"steps": 4, "eval_every": 2}}}
 
 
 def sweep(name: str, folder: Path, changes: dict[str, Any]) -> Path:
@@ -40,8 +42,6 @@ def sweep(name: str, folder: Path, changes: dict[str, Any]) -> Path:
 
 def target_of(folder: Path) -> tuple[float, float]:
     """Mean of the grid's winner and the low end of its interval."""
-    from sweeps.ledger import read_ledger
-
     best = select(read_ledger(folder)).best
     if best is None or best.interval is None:
         raise RuntimeError(f"the grid in {folder} has no winner with an interval")
@@ -67,23 +67,26 @@ def samples_until(folder: Path, target: float) -> tuple[int, bool]:
     return spent(), False
 
 
+def search(folder: Path, seed: int, *, quick: bool) -> Path:
+    """Runs the Optuna sweep with a search seed, without its confirmation."""
+    shipped = load(SweepConfig, SPACES / "digits-optuna.yaml").search.model_dump()
+    tiny = {"trials": 3} if quick else {}
+    changes = {"search": shipped | tiny | {"seed": seed}, "confirm": {}}
+    return sweep("digits-optuna", folder, changes | ({**SHORT, "pruner": {}} if quick else {}))
+
+
 def main() -> None:
     quick = is_quick(__doc__)
     torch.set_num_threads(1)
-    sys.stderr.write("running the grid, then one search per seed\n")
-    small = {"run": {"train": {"steps": 4, "eval_every": 2}}} if quick else {}
-    few = {"search": {"name": "optuna", "trials": 3}, "confirm": {}, "pruner": {}} if quick else {"confirm": {}}
     with tempfile.TemporaryDirectory() as name:
-        confirm = {"confirm": {"top": 1, "seeds": [1, 2]}} if quick else {}
-        grid = sweep("digits-grid", Path(name) / "grid", small | confirm)
+        confirm = {"confirm": {"top": 1, "seeds": [1, 2]}}
+        grid = sweep("digits-grid", Path(name, "grid"), SHORT | confirm if quick else {})
         mean, low = target_of(grid)
-        budget, _ = samples_until(grid, float("inf"))
+        budget, _ = samples_until(grid, math.inf)
         say(f"  the grid's best: {mean:.4f}, interval from {low:.4f}; its budget: {budget} samples")
         shares = []
         for seed in range(1 if quick else 5):
-            optuna = load(SweepConfig, SPACES / "digits-optuna.yaml").search.model_dump()
-            changes = small | few | {"search": optuna | few.get("search", {}) | {"seed": seed}}
-            samples, reached = samples_until(sweep("digits-optuna", Path(name) / f"{seed}", changes), low)
+            samples, reached = samples_until(search(Path(name, str(seed)), seed, quick=quick), low)
             shares.append((samples + (0 if reached else budget)) / budget)
             say(f"  search seed {seed}: {samples} samples, {'reached' if reached else 'not reached'}")
     share = median(shares)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from peft import LoraConfig
@@ -17,7 +17,7 @@ from replora.tasks.base import Task
 
 __all__ = ["LoraTrainer", "train_lora"]
 
-SCHEDULES = {
+SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda share: 1.0,
     "linear": lambda share: 1.0 - share,
     "cosine": lambda share: 0.5 * (1.0 + math.cos(math.pi * share)),
@@ -73,7 +73,7 @@ class LoraTrainer:
         """Loss of one full optimizer step: forward, backward, clipping, AdamW, schedule."""
         with_slot = {name: value.unsqueeze(0) for name, value in batch.items()}
         loss = task.loss(self.output(batch).unsqueeze(0), with_slot).sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm, foreach=True)
         self.optimizer.step()
