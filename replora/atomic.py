@@ -12,11 +12,11 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Writes next to `path`, flushes to disk, renames over it; on failure the old file stays."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(temporary, "wb") as file:
+        with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

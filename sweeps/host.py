@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from replora.config import RunConfig
 from replora.errors import PlanError
 from replora.train.events import Event, Failed, FailureKind
+from replora.train.process import prepare_process
 
 if TYPE_CHECKING:
     from replora.models.base import Backbone
@@ -69,10 +69,7 @@ class Host:
         """
         if slots < 1 or threads < 1:
             raise PlanError(f"a host needs at least 1 slot and 1 thread, but got {slots} and {threads}")
-        os.environ["OMP_NUM_THREADS"] = str(threads)  # read by OpenMP when torch is first imported
-        import torch
-
-        torch.set_num_threads(threads)
+        prepare_process(threads)
         self._slots = slots
         self._device = device
         self._groups: dict[Hashable, _Group] = {}

@@ -18,6 +18,7 @@ from replora.config import FullMethod, LinearProbeMethod, LowRankMethod, MethodC
 from replora.methods.factors import DirectFactors, Factors, FactorSource, GeneratedFactors
 from replora.methods.layer import Binding, LayerFactors, SlotLinear
 from replora.methods.layout import Shapes
+from replora.methods.linear import freeze_linears
 from replora.methods.sites import Group, Site, group_targets, select_targets
 from replora.models.base import Backbone, Target
 from replora.tasks.base import Batch
@@ -105,6 +106,7 @@ class LowRankAdaptation:
             layers[path] = SlotLinear(linear)
             parent, _, name = path.rpartition(".")
             setattr(self._model.get_submodule(parent), name, layers[path])
+        freeze_linears(self._model)
         return layers
 
     def shapes(self, method: MethodConfig) -> Shapes:
@@ -186,6 +188,8 @@ class ProbeAdaptation:
 
     def __init__(self, backbone: Backbone) -> None:
         self._backbone = backbone
+        self._model = copy_structure(backbone.model)
+        freeze_linears(self._model)
 
     def shapes(self, method: MethodConfig) -> Shapes:
         """No parameters beside the head."""
@@ -203,7 +207,7 @@ class ProbeAdaptation:
         """The base's own features, `[K, B, D]`."""
         slots, examples = next(iter(batch.values())).shape[:2]
         folded = {name: tensor.flatten(0, 1) for name, tensor in batch.items()}
-        return self._backbone.features(self._backbone.model, folded).view(slots, examples, -1)
+        return self._backbone.features(self._model, folded).view(slots, examples, -1)
 
     def settle(self) -> None:
         """Nothing to settle."""

@@ -52,7 +52,7 @@ def bake(adapter: SavedAdapter, backbone: Backbone) -> list[BakedTarget]:
         return []
     baked = []
     for _, source in sources(backbone.targets, method):
-        layout = Layout(dict(source.shapes(_low_rank_cover(method))))
+        layout = Layout(source.shapes(cover([method])))
         matrix = torch.zeros(1, layout.width, dtype=next(iter(adapter.tensors.values())).dtype)
         layout.write(matrix[0], adapter.tensors)
         made = source.make(layout.views(matrix), torch.tensor([method.rank]))
@@ -96,12 +96,6 @@ def _replace(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         old = model.get_parameter(name)
         parameter = nn.Parameter(weight.to(old), requires_grad=False)
         setattr(model.get_submodule(path), leaf, parameter)
-
-
-def _low_rank_cover(method: LowRankMethod) -> LowRankMethod:
-    covered = cover([method])
-    assert isinstance(covered, LowRankMethod)
-    return covered
 
 
 def _check_base(adapter: SavedAdapter, backbone: Backbone) -> None:

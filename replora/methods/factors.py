@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from replora.config import LoraMethod, LowRankMethod, ReploraMethod
+from replora.config import LowRankMethod, ReploraMethod
 from replora.methods.layout import Shapes
 from replora.methods.sites import Group, Site
 
@@ -130,8 +130,11 @@ class GeneratedFactors:
         self._activation = ACTIVATIONS[method.activation]
 
     def shapes(self, method: LowRankMethod) -> Shapes:
-        """Per side: seed `[L, G, r(, r)]`, W1 `[L', G, r, h]`, bias `[L', G, 1, h]`; heads `[L', T, h, in]`
-        and `[L', h, out]`. G generators per block; L' = 1 where one generator serves all blocks."""
+        """Per side a seed `[L, G, r(, r)]`, W1 `[L', G, r, h]` and bias `[L', G, 1, h]`, and the heads.
+
+        Heads are `[L', T, h, in]` and `[L', h, out]`; G is the number of generators per block, and L' is 1
+        where one generator serves all blocks.
+        """
         assert isinstance(method, ReploraMethod)
         rank, hidden, blocks = method.rank, method.hidden, self._generator_blocks
         shapes: dict[str, tuple[int, ...]] = {}

@@ -73,7 +73,7 @@ def load_adapter(folder: Path) -> SavedAdapter:
     try:
         config = TypeAdapter(RunConfig).validate_python(described["run"])
         tensors: Mapping[str, Tensor] = load_file(folder / "adapter.safetensors")
-        head_width, fingerprint = int(described["head_width"]), str(described["backbone_fingerprint"])
+        head_width, fingerprint = int(str(described["head_width"])), str(described["backbone_fingerprint"])
     except (KeyError, TypeError, ValueError, ValidationError) as error:
         raise AdapterError(f"{folder}/adapter_config.json: damaged: {error}") from error
     except (OSError, SafetensorError) as error:
@@ -86,7 +86,9 @@ def _read_description(folder: Path) -> dict[str, object]:
     try:
         described = json.loads(path.read_bytes())
     except OSError as error:
-        raise AdapterError(f"{folder}: not an adapter folder, adapter_config.json cannot be read: {error}") from error
+        raise AdapterError(
+            f"{folder}: no adapter folder: adapter_config.json cannot be read: {error}"
+        ) from error
     except ValueError as error:
         raise AdapterError(f"{path}: not JSON: {error}") from error
     if not isinstance(described, dict) or described.get("format") != FORMAT:

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+
+from replora.methods.linear import frozen_linear, input_gradient
 
 __all__ = ["LayerFactors", "SlotLinear"]
 
@@ -70,9 +71,9 @@ class SlotLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[K * B, ..., I]` to `[K * B, ..., O]`."""
         if self.bound is None:
-            return functional.linear(x, self.weight, self.bias)
+            return frozen_linear(x, self.weight, self.bias)
         rows = x.reshape(self.bound.scale.shape[0], -1, self.in_features)
-        y = _LowRankLinear.apply(rows, self._drop(rows), self.weight, self.bias, self.bound.anchor, self.bound)
+        y = _LowRankLinear.apply(rows, self._drop(rows), self.bound.anchor, self)
         return y.view(*x.shape[:-1], self.out_features)  # type: ignore[no-any-return]
 
     def _drop(self, rows: Tensor) -> Tensor | None:
@@ -94,12 +95,12 @@ class _LowRankLinear(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         dropped: Tensor | None,
-        weight: Tensor,
-        bias: Tensor | None,
         anchor: Tensor,
-        bound: Binding,
+        layer: SlotLinear,
     ) -> Tensor:
-        y = functional.linear(x, weight, bias)
+        bound = layer.bound
+        assert bound is not None, "an unbound layer is the bare base"
+        y = frozen_linear(x, layer.weight, layer.bias)
         source = x if dropped is None else dropped
         inners = []
         for site in bound.factors:
@@ -107,7 +108,7 @@ class _LowRankLinear(torch.autograd.Function):
             for (low, high), part, b in zip(site.rows, inner.chunk(len(site.b), dim=2), site.b, strict=True):
                 y[:, :, low:high].baddbmm_(part, b)
             inners.append(inner)
-        ctx.save_for_backward(source, weight, *inners)
+        ctx.save_for_backward(source, layer.weight, *inners)
         ctx.bound, ctx.has_dropout = bound, dropped is not None
         return y
 
@@ -116,7 +117,7 @@ class _LowRankLinear(torch.autograd.Function):
         (dy,) = grads
         source, weight, *inners = ctx.saved_tensors
         wants_x, wants_dropped = ctx.needs_input_grad[:2]
-        dx = torch.matmul(dy, weight) if wants_x else None
+        dx = input_gradient(dy, weight) if wants_x else None
         ddropped = torch.zeros_like(source) if ctx.has_dropout and wants_dropped else None
         into = ddropped if ctx.has_dropout else dx
         for site, inner in zip(ctx.bound.factors, inners, strict=True):
@@ -125,7 +126,7 @@ class _LowRankLinear(torch.autograd.Function):
                 into.baddbmm_(d_inner, site.a)
             if site.grad_a is not None:
                 site.grad_a.baddbmm_(d_inner.transpose(1, 2), source)
-        return dx, ddropped, None, None, None, None
+        return dx, ddropped, None, None
 
 
 def _backward_up(site: LayerFactors, inner: Tensor, dy: Tensor) -> Tensor:

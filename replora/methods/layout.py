@@ -11,11 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor
 
-from replora.config import LowRankMethod, MethodConfig, ReploraMethod
+from replora.config import LowRankMethod, ReploraMethod
+
+M = TypeVar("M", bound=BaseModel)
 
 __all__ = ["Layout", "Shapes", "cover"]
 
@@ -27,7 +31,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 PADDING = 16
 
 
-def cover(methods: Sequence[MethodConfig]) -> MethodConfig:
+def cover(methods: Sequence[M]) -> M:
     """One method whose parameters hold those of every given method, padding included."""
     first = methods[0]
     changes: dict[str, int] = {}
@@ -46,7 +50,7 @@ def _padded(number: int) -> int:
 class Layout:
     """Names, padded shapes and offsets of a row of `width` numbers."""
 
-    shapes: dict[str, tuple[int, ...]]
+    shapes: Shapes
 
     @property
     def width(self) -> int:

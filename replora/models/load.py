@@ -11,7 +11,7 @@ from replora.cache import Cached, hash_tensors
 from replora.config import BackboneConfig
 from replora.models.base import Backbone
 from replora.models.digits import digits_architecture
-from replora.models.vision import Architecture, timm_architecture, vit_targets
+from replora.models.vision import Architecture, timm_architecture, unfuse_short_attention, vit_targets
 from replora.models.weights import assemble, random_weights, read_weights
 
 __all__ = ["load_backbone"]
@@ -42,6 +42,8 @@ def load_backbone(
     model = assemble(architecture.build, weights.tensors, f"backbone.weights {config.weights}")
     dtype = _DTYPES[precision]
     model.eval().requires_grad_(False).to(device=device, dtype=dtype)
+    if torch.device(device).type == "cpu":
+        unfuse_short_attention(model)
     return Backbone(
         name=config.name,
         model=model,

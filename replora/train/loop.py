@@ -23,6 +23,7 @@ from replora.tasks.load import load_task
 from replora.train.events import Event, Failed, Finished
 from replora.train.model import SlotModel
 from replora.train.pack import Pack
+from replora.train.process import prepare_process
 
 __all__ = ["RunResult", "evaluate", "pick_device", "train"]
 
@@ -107,6 +108,7 @@ def pick_device() -> torch.device:
 
 
 def _train(config: RunConfig, name: str, folder: Path, on_event: Callable[[Event], None]) -> RunResult:
+    prepare_process()
     device, started = pick_device(), time.perf_counter()
     backbone = load_backbone(config.backbone, precision=config.train.precision, device=device)
     check_fits(config, backbone.targets)
@@ -120,7 +122,8 @@ def _train(config: RunConfig, name: str, folder: Path, on_event: Callable[[Event
     if isinstance(last, Finished):
         return RunResult(str(folder), name, last.metrics, time.perf_counter() - started)
     if isinstance(last, Failed) and last.kind == "diverged":
-        raise DivergedError(f"{folder}: {last.reason} at step {last.step}. Lower optim.lr or set optim.clip_norm.")
+        cure = "Lower optim.lr or set optim.clip_norm."
+        raise DivergedError(f"{folder}: {last.reason} at step {last.step}. {cure}")
     raise RunFailedError(f"{folder}: {last.reason if isinstance(last, Failed) else 'ended without a result'}")
 
 
@@ -144,7 +147,7 @@ def _claim(folder: Path, config: RunConfig, name: str) -> RunResult | None:
     try:
         return RunResult(**json.loads(finished.read_text()))
     except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{finished}: damaged: {error}. Remove it to evaluate the run again.") from error
+        raise CheckpointError(f"{finished}: damaged: {error}. Remove it to train again.") from error
 
 
 def _write_result(folder: Path, result: RunResult) -> None:

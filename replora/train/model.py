@@ -47,7 +47,8 @@ class SlotModel:
         tensors = self.adaptation.initial(config.method, generator)
         weight = torch.zeros(self._head, dtype=torch.float64)
         weight.normal_(0.0, _HEAD_DEVIATION, generator=generator)
-        return {**tensors, "head.weight": weight, "head.bias": torch.zeros(self._head[0], dtype=torch.float64)}
+        bias = torch.zeros(self._head[0], dtype=torch.float64)
+        return {**tensors, "head.weight": weight, "head.bias": bias}
 
     def forward(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Tensor:
         """Outputs `[K, B, C]` for a batch `[K, B, ...]`, with the parameters last prepared."""

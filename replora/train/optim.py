@@ -40,7 +40,7 @@ def learning_rate(optim: OptimConfig, step: int, steps: int) -> float:
 
 def clip_rows(grads: Tensor, limits: Sequence[float | None]) -> Tensor:
     """Scales each row of `grads [K, P]` to its largest allowed norm, in place; returns the norms `[K]`."""
-    norms = torch.linalg.vector_norm(grads, dim=1)
+    norms: Tensor = torch.linalg.vector_norm(grads, dim=1)
     bound = torch.tensor([math.inf if limit is None else limit for limit in limits], dtype=torch.float64)
     grads.mul_((bound.to(norms) / (norms + 1e-6)).clamp(max=1.0).unsqueeze(1))
     return norms

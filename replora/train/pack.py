@@ -28,7 +28,7 @@ from replora.train.checkpoint import SlotState, newest_checkpoint, write_checkpo
 from replora.train.events import Checkpointed, Event, Failed, Finished, Reported
 from replora.train.model import SlotModel
 from replora.train.optim import adamw_step, clip_rows, learning_rate
-from replora.train.streams import example_indices, initial_generator, step_generator
+from replora.train.streams import example_indices, step_generator
 
 __all__ = ["Pack", "pack_key"]
 
@@ -163,15 +163,17 @@ class Pack:
         micro = train.micro_batch or train.batch
         passes = train.batch // micro
         self._model.adaptation.prepare(self._leaves, [slot.config.method for slot in self._occupied])
-        generators = [step_generator(slot.config.seed, slot.step, self._model.device) for slot in self._occupied]
+        generators = [
+            step_generator(slot.config.seed, slot.step, self._model.device) for slot in self._occupied
+        ]
         self._model.adaptation.drop_with(generators)
         total = torch.zeros(len(self._occupied), dtype=torch.float64, device=self._model.device)
         for index in range(passes):
             batch = self._training_batch(index * micro, micro, generators)
             loss = self._task.loss(self._model.forward(batch, self._leaves), batch) / passes
-            loss.sum().backward()  # type: ignore[no-untyped-call]
+            loss.sum().backward()
             total += loss.detach()
-        return total.tolist()  # type: ignore[no-any-return]
+        return total.tolist()
 
     def _training_batch(
         self, offset: int, count: int, generators: Sequence[torch.Generator]
