@@ -23,6 +23,7 @@ from sweeps.groups import Group, groups_of, ranked
 from sweeps.interval import Difference, Interval, difference, holm, t_interval, wilson
 from sweeps.ledger import SweepView, TrialView
 from sweeps.objective import VALIDATION_EXAMPLES, Objective
+from sweeps.space import value_at
 
 __all__ = ["Contender", "Selection", "select"]
 
@@ -219,4 +220,4 @@ def _check_comparable(views: Sequence[SweepView]) -> None:
 
 
 def _task(view: SweepView) -> str:
-    return str(view.config["run"]["task"]["name"])
+    return str(value_at(view.config, "run.task.name"))
