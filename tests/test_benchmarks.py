@@ -1,0 +1,89 @@
+"""Each benchmark runs by itself and ends with one line of JSON in the documented form."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks._common import Row, finish, interleaved
+from benchmarks._saved import saved_bytes
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+OWN = ("makespan", "pack_memory", "planner_choice", "step_time", "time_to_best", "trial_switch")
+FIELDS = {"name", "ours", "peer", "unit", "ratio", "aim", "device"}
+
+
+def quick_rows(name: str) -> list[dict[str, Any]]:
+    """The rows of the last line that `python benchmarks/<name>.py --quick` prints."""
+    command = [sys.executable, str(FOLDER / f"{name}.py"), "--quick"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    return rows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("benchmark", "names"),
+    [
+        ("trial_switch", {"withdraw-admit", "finish-admit"}),
+        ("pack_memory", {"growth", "vs-eight-bases"}),
+        ("planner_choice", {"digits-b4"}),
+    ],
+)
+def test_quick_run_ends_with_rows_in_the_documented_form(benchmark: str, names: set[str]) -> None:
+    rows = quick_rows(benchmark)
+    assert {row["name"] for row in rows} == names
+    for row in rows:
+        assert set(row) == FIELDS
+        assert row["device"].startswith("cpu: ")
+        assert all(math.isfinite(row[key]) and row[key] > 0 for key in ("ours", "peer", "ratio", "aim"))
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_docstring_states_the_aim_of_every_ratio(name: str) -> None:
+    docstring = ast.get_docstring(ast.parse((FOLDER / f"{name}.py").read_text())) or ""
+    assert "ratio = " in docstring or "growth from" in docstring
+    assert "at least" in docstring or "at most" in docstring
+
+
+def test_rows_are_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
+    row = Row("a", 1.0, 2.0, "s", 2.0, 1.5, "cpu: test")
+    finish([row])
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1
+    assert json.loads(printed) == [row.__dict__]
+
+
+def test_interleaved_sides_alternate_and_change_places() -> None:
+    order: list[str] = []
+
+    def side(name: str) -> float:
+        order.append(name)
+        return float(len(order))
+
+    figures = interleaved({"a": lambda: side("a"), "b": lambda: side("b")}, 2)
+    assert order == ["a", "b", "b", "a"]
+    assert figures == {"a": [1.0, 4.0], "b": [2.0, 3.0]}
+
+
+def test_saved_bytes_counts_each_activation_once_and_no_weight() -> None:
+    frozen, trained = torch.randn(4, 3), torch.randn(8, 4, requires_grad=True)
+    x = torch.randn(16, 8)
+
+    def step() -> None:
+        hidden = x @ trained  # saves x, 16 x 8
+        squared = hidden * hidden  # saves hidden twice, 16 x 4
+        (squared @ frozen).sum().backward()  # saves the frozen weight
+
+    activations = 4 * (16 * 8 + 16 * 4)
+    assert saved_bytes(step, [frozen]) == activations
+    assert saved_bytes(step, []) == activations + 4 * 4 * 3
