@@ -35,7 +35,7 @@ from benchmarks._common import (
 )
 from replora.config import BackboneConfig, ImageFolderTask, RunConfig, TrainConfig
 from sweeps.config import SweepConfig
-from sweeps.resources import layout_of
+from sweeps.calibration import calibrated_layout
 
 
 class Arrangement(NamedTuple):
@@ -59,7 +59,7 @@ def by_hand(*, quick: bool) -> list[Arrangement]:
 def planned(config: RunConfig) -> Arrangement:
     """The planner's choice for the 25-point grid over this run."""
     space = {"optim.lr": {"values": [1e-4 * n for n in range(1, 6)]}, "seed": {"values": list(range(5))}}
-    layout = layout_of(SweepConfig.model_validate({"name": "plan", "run": config, "space": space}))
+    layout = calibrated_layout(SweepConfig.model_validate({"name": "plan", "run": config, "space": space}))
     return Arrangement(layout.hosts, layout.slots, layout.threads)
 
 

@@ -23,8 +23,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from replora.errors import CheckpointError, MachineError
+from replora.folders import cache_folder
 
-__all__ = ["Cached", "Recipe", "cache_folder", "cached_tensors", "hash_tensors", "read_tensors"]
+__all__ = ["Cached", "Recipe", "cached_tensors", "hash_tensors", "read_tensors"]
 
 _log = logging.getLogger(__name__)
 Recipe = Mapping[str, int | float | str]
@@ -35,15 +36,6 @@ class Cached(NamedTuple):
 
     tensors: dict[str, Tensor]
     checksum: str
-
-
-def cache_folder() -> Path:
-    """Folder of cached files: `REPLORA_CACHE`, else `replora` in `XDG_CACHE_HOME` or `~/.cache`."""
-    override = os.environ.get("REPLORA_CACHE")
-    if override:
-        return Path(override)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "replora"
 
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:

@@ -73,10 +73,11 @@ def _dry_run(config: SweepConfig, folder: Path) -> Answer:
     """What a sweep would do, without torch and without Ray."""
     from dataclasses import asdict
 
+    from sweeps.calibration import remembered_layout
     from sweeps.preview import preview
-    from sweeps.resources import layout_of, trials_planned
+    from sweeps.resources import trials_planned
 
-    layout, planned, trials = layout_of(config), trials_planned(config), preview(config)
+    layout, planned, trials = remembered_layout(config), trials_planned(config), preview(config)
     document = {
         "sweep_dir": str(folder),
         "dry_run": True,

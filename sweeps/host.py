@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from replora.config import RunConfig
 from replora.errors import PlanError
 from replora.train.events import Event, Failed, FailureKind
+from replora.train.key import pack_key
 from replora.train.process import prepare_process
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ class Host:
         return events
 
     def _group_of(self, config: RunConfig) -> _Group:
-        from replora.train.pack import Pack, pack_key
+        from replora.train.pack import Pack
 
         key = pack_key(config)
         if key not in self._groups:

@@ -1,18 +1,24 @@
-"""How a sweep is laid out on this machine: hosts, slots and threads."""
+"""How a sweep is laid out on a machine: hosts, slots and threads."""
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from sweeps.check import grid_size
 from sweeps.config import SweepConfig
 
-__all__ = ["Layout", "layout_of", "trials_planned"]
+__all__ = ["Layout", "layout_of", "slots_at_most", "trials_planned", "visible_gpus"]
 
-#: Choice: a pack of 5 has most of packing's gain on a CPU, and each slot costs memory.
-MAX_SLOTS = 8
+#: Choice: wider packs gain nothing more on a CPU, and each slot costs memory.
+_MAX_SLOTS = 16
+#: A search that learns from results must not start most of its trials before the first result: choice.
+_ADAPTIVE_SHARE = 4
+#: Packing is worth a wider pack only for more than this gain: choice, above the noise of a measurement.
+_WORTHWHILE = 1.05
 
 
 @dataclass(frozen=True)
@@ -31,16 +37,65 @@ def trials_planned(config: SweepConfig) -> int:
     return points * len(config.seeds) + confirmed
 
 
-def layout_of(config: SweepConfig) -> Layout:
+def layout_of(config: SweepConfig, rates: Mapping[int, float] | None = None) -> Layout:
     """The configured layout, with a rule where the configuration leaves it open.
 
-    The rule: a host for each core with one thread (one host with all threads where the sweep runs in
-    this process), and as many slots as there are trials for, but at most 8 for each host. One
-    thread for each host, because small steps gain more from a second pack than from a second thread.
+    One host for each GPU; without any, one for each core with one thread, because small steps gain
+    more from a second pack than from a second thread (one host with all threads where the sweep runs
+    in this process). Slots: the narrowest pack that is within 5 % of the fastest measured one, then
+    no wider than spreads the search evenly over the hosts in as many rounds.
+
+    Args:
+        config: The sweep.
+        rates: Measured trial-steps per second by pack width; without them, the widest pack is taken.
     """
-    asked, cores = config.resources, len(os.sched_getaffinity(0))
-    trials = trials_planned(config)
-    hosts = asked.hosts or (1 if config.backend == "in-process" else min(cores, trials))
-    threads = asked.threads or max(1, cores // hosts)
-    slots = asked.slots or min(MAX_SLOTS, math.ceil(trials / hosts))
-    return Layout(hosts, slots, threads)
+    asked = config.resources
+    hosts, threads, limit = _hosts(config), _threads(config), slots_at_most(config)
+    if asked.slots:
+        return Layout(hosts, asked.slots, threads)
+    fastest = max(rates.values()) if rates else 0.0
+    good = [width for width, rate in (rates or {}).items() if rate * _WORTHWHILE >= fastest]
+    width = min([*good, limit]) if good else limit
+    share = math.ceil(_search_trials(config) / hosts)
+    if share <= width:
+        return Layout(hosts, max(1, min(limit, share)), threads)
+    return Layout(hosts, math.ceil(share / math.ceil(share / width)), threads)
+
+
+def slots_at_most(config: SweepConfig) -> int:
+    """The widest pack that this sweep could use on a host."""
+    hosts, trials = _hosts(config), _search_trials(config)
+    if config.search.name == "optuna" or config.pruner.name != "none":
+        trials = max(hosts, trials // _ADAPTIVE_SHARE)
+    return max(1, min(_MAX_SLOTS, math.ceil(trials / hosts)))
+
+
+def _search_trials(config: SweepConfig) -> int:
+    return (config.search.trials or grid_size(config)) * len(config.seeds)
+
+
+def _hosts(config: SweepConfig) -> int:
+    if config.resources.hosts:
+        return config.resources.hosts
+    if config.backend == "in-process":
+        return 1
+    return min(len(visible_gpus()) or _cores(), trials_planned(config))
+
+
+def _threads(config: SweepConfig) -> int:
+    return config.resources.threads or max(1, _cores() // _hosts(config))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def visible_gpus() -> list[str]:
+    """Names of the GPUs that this process may use, found without importing torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
+    try:
+        return [str(index) for index, _ in enumerate(Path("/proc/driver/nvidia/gpus").iterdir())]
+    except OSError:
+        return []

@@ -10,6 +10,7 @@ from typing import Any
 
 from replora.config import ImageFolderTask
 from sweeps.best import Selection, select
+from sweeps.calibration import calibrated_layout
 from sweeps.check import check_sweep
 from sweeps.config import SweepConfig
 from sweeps.continuing import (
@@ -25,7 +26,7 @@ from sweeps.handover import BEST_NAME, best_document, write_best, write_yaml
 from sweeps.ledger import Ledger, SweepView, read_ledger
 from sweeps.objective import objective_of
 from sweeps.provenance import git_revision, versions
-from sweeps.resources import layout_of, trials_planned
+from sweeps.resources import trials_planned
 from sweeps.search import check_installed
 
 __all__ = ["SweepResult", "resume_sweep", "run_sweep"]
@@ -156,7 +157,7 @@ def _train(config: SweepConfig, director: Director, folder: Path) -> None:
     from sweeps.report import LiveTable
 
     run = import_module(_BACKENDS[config.backend]).run
-    layout = layout_of(config)
+    layout = calibrated_layout(config)
     with LiveTable(director.view, layout.hosts * layout.slots, trials_planned(config)) as live:
         run(
             director,

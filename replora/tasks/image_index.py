@@ -14,9 +14,9 @@ from pathlib import Path
 from PIL import Image
 
 from replora.atomic import write_atomically
-from replora.cache import cache_folder
 from replora.config import ImageFolderTask
 from replora.errors import DataError, MachineError
+from replora.folders import cache_folder
 from replora.tasks.base import SplitName
 from replora.tasks.image_layout import SHOWN, find_images
 

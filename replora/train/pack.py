@@ -8,7 +8,6 @@ pack equals the same trial alone (tests/contracts): packing changes only speed.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -26,29 +25,12 @@ from replora.models.base import Backbone
 from replora.tasks.base import SplitName, Task
 from replora.train.checkpoint import SlotState, newest_checkpoint, write_checkpoint
 from replora.train.events import Checkpointed, Event, Failed, Finished, Reported
+from replora.train.key import pack_key
 from replora.train.model import SlotModel
 from replora.train.optim import adamw_step, clip_rows, learning_rate
 from replora.train.streams import example_indices, step_generator
 
-__all__ = ["Pack", "pack_key"]
-
-#: Fields of a method that may differ between the slots of one pack.
-_FREE_METHOD_FIELDS = ("rank", "alpha", "hidden", "dropout")
-#: Fields of the training that all slots of a pack share.
-_SHARED_TRAIN_FIELDS = ("batch", "micro_batch", "precision")
-
-
-def pack_key(config: RunConfig) -> str:
-    """What all slots of a pack have in common; runs with equal keys can train in one pack."""
-    method = config.method.model_dump(mode="json")
-    train = config.train.model_dump(mode="json")
-    shared = {
-        "backbone": config.backbone.model_dump(mode="json"),
-        "task": config.task.model_dump(mode="json"),
-        "method": {name: value for name, value in method.items() if name not in _FREE_METHOD_FIELDS},
-        "train": {name: train[name] for name in _SHARED_TRAIN_FIELDS},
-    }
-    return json.dumps(shared, sort_keys=True)
+__all__ = ["Pack"]
 
 
 @dataclass

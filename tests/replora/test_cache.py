@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from replora.cache import cache_folder, cached_tensors, hash_tensors, read_tensors
+from replora.cache import cached_tensors, hash_tensors, read_tensors
 from replora.errors import CheckpointError, MachineError
+from replora.folders import cache_folder
 
 BUILDER = """
 import sys, time

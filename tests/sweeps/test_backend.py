@@ -94,7 +94,7 @@ def four_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     ("changes", "layout"),
     [
         ({}, (4, 2, 1)),  # six trials on four hosts
-        ({"seeds": tuple(range(20))}, (4, 8, 1)),  # 120 trials
+        ({"seeds": tuple(range(20))}, (4, 15, 1)),  # 120 trials: 30 a host, in two even rounds
         ({"backend": "in-process"}, (1, 6, 4)),
         ({"resources": {"hosts": 2}}, (2, 3, 2)),
         ({"resources": {"hosts": 1, "slots": 1, "threads": 3}}, (1, 1, 3)),

@@ -1,0 +1,94 @@
+"""How fast packs of different widths train on this machine: a few real steps of each.
+
+Run as a process of its own, one beside the other for each host of a sweep, so that hosts compete for
+memory and caches as they will in the sweep:
+
+    python -m replora.train.calibrate LIMIT THREADS < run.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from replora.config import RunConfig
+from replora.errors import ReploraError
+from replora.models.base import Backbone
+from replora.models.load import load_backbone
+from replora.tasks.base import Task
+from replora.tasks.load import load_task
+from replora.train.loop import pick_device
+from replora.train.pack import Pack
+from replora.train.process import prepare_process
+
+__all__ = ["pack_rates"]
+
+_LEAST_SECONDS, _LEAST_STEPS = 0.3, 2  # choice: a rate good to a few percent in about a second in all
+_HOPELESS = 0.9  # once a width is this much slower than the best, wider ones are not tried
+
+
+def pack_rates(config: RunConfig, backbone: Backbone, task: Task, limit: int) -> dict[int, float]:
+    """Trial-steps per second of packs of 1, 2, 4, ... and `limit` slots, until widening clearly hurts.
+
+    A trial-step is one optimizer step of one trial, without evaluation and checkpoints.
+    """
+    endless = config.train.model_copy(update={"steps": 10**9, "eval_every": 10**9, "checkpoint_every": 10**9})
+    rates: dict[int, float] = {}
+    widths = [1 << power for power in range(limit.bit_length()) if 1 << power < limit] + [limit]
+    with tempfile.TemporaryDirectory() as scratch:
+        for width in widths:
+            pack = Pack(config.model_copy(update={"train": endless}), backbone, task, width)
+            for seed in range(width):
+                run = config.model_copy(update={"train": endless, "seed": seed})
+                pack.admit(f"trial-{seed}", run, Path(scratch))
+            rates[width] = width * _steps_per_second(pack)
+            if rates[width] < _HOPELESS * max(rates.values()):
+                break
+    return rates
+
+
+def _steps_per_second(pack: Pack) -> float:
+    clock = _clock()
+    pack.step()  # the first one allocates
+    started, steps = clock(), 0
+    while steps < _LEAST_STEPS or clock() - started < _LEAST_SECONDS:
+        pack.step()
+        steps += 1
+    return steps / (clock() - started)
+
+
+def _clock() -> Callable[[], float]:
+    """This process's own CPU time where it is one thread, so that strangers on the machine do not count."""
+    one_thread = pick_device().type == "cpu" and torch.get_num_threads() == 1
+    return time.process_time if one_thread else time.perf_counter
+
+
+def main() -> int:
+    """Prints the rates of the run on standard input as JSON: width to trial-steps per second."""
+    limit, threads = int(sys.argv[1]), int(sys.argv[2])
+    config = RunConfig.model_validate_json(sys.stdin.read())
+    prepare_process(threads)
+    try:
+        rates = _rates(config, limit)
+    except ReploraError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_status
+    sys.stdout.write(json.dumps(rates) + "\n")
+    return 0
+
+
+def _rates(config: RunConfig, limit: int) -> dict[int, float]:
+    device = pick_device()
+    backbone = load_backbone(config.backbone, precision=config.train.precision, device=device)
+    task = load_task(config.task, precision=config.train.precision, device=device)
+    return pack_rates(config, backbone, task, limit)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

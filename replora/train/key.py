@@ -1,0 +1,27 @@
+"""Which runs can share a pack; free of torch, so that a plan can be made without it."""
+
+from __future__ import annotations
+
+import json
+
+from replora.config import RunConfig
+
+__all__ = ["pack_key"]
+
+#: Fields of a method that may differ between the slots of one pack.
+_FREE_METHOD_FIELDS = ("rank", "alpha", "hidden", "dropout")
+#: Fields of the training that all slots of a pack share.
+_SHARED_TRAIN_FIELDS = ("batch", "micro_batch", "precision")
+
+
+def pack_key(config: RunConfig) -> str:
+    """What all slots of a pack have in common; runs with equal keys can train in one pack."""
+    method = config.method.model_dump(mode="json")
+    train = config.train.model_dump(mode="json")
+    shared = {
+        "backbone": config.backbone.model_dump(mode="json"),
+        "task": config.task.model_dump(mode="json"),
+        "method": {name: value for name, value in method.items() if name not in _FREE_METHOD_FIELDS},
+        "train": {name: train[name] for name in _SHARED_TRAIN_FIELDS},
+    }
+    return json.dumps(shared, sort_keys=True)

@@ -1,0 +1,146 @@
+"""Measured speed of packs on this machine: taken once for a kind of run, then remembered.
+
+A measurement costs a few seconds (a process per host that imports torch, loads the base and trains a
+few steps of each width); its result is kept in the cache folder, so only the first sweep of its kind
+on a machine pays for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from replora.atomic import write_atomically
+from replora.config import RunConfig
+from replora.errors import ConfigError, MachineError, ReploraError, RunFailedError
+from replora.folders import cache_folder
+from replora.train.key import pack_key
+from sweeps.config import SweepConfig
+from sweeps.resources import Layout, layout_of, slots_at_most, visible_gpus
+
+__all__ = ["calibrated_layout", "remembered_layout"]
+
+_VERSION = 1
+#: Up to so many slots on a host a measurement would cost more than it can gain (choice).
+_TOO_FEW = 4
+
+
+@dataclass(frozen=True)
+class _Measurement:
+    """Trial-steps per second by width; widths up to `limit` were tried, until widening clearly hurt."""
+
+    limit: int
+    rates: dict[int, float]
+
+
+def remembered_layout(config: SweepConfig) -> Layout:
+    """The layout by what is known now: earlier measurements, else the rule. Starts nothing."""
+    known = _read(_path(config))
+    return layout_of(config, known.rates if known else None)
+
+
+def calibrated_layout(config: SweepConfig) -> Layout:
+    """The layout by measurement, taken now where none is remembered.
+
+    Nothing is measured where slots are configured, where packs could not be wide, or where the hosts
+    are on other machines.
+
+    Raises:
+        ReploraError: What a measuring process met: the trials would meet it too.
+    """
+    limit, path = slots_at_most(config), _path(config)
+    if config.resources.slots or config.resources.address or limit <= _TOO_FEW:
+        return layout_of(config)
+    known = _read(path)
+    if known is None or known.limit < limit:
+        known = _Measurement(limit, _measure(config.run, layout_of(config), limit))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(asdict(known)).encode())
+    return layout_of(config, known.rates)
+
+
+def _measure(run: RunConfig, layout: Layout, limit: int) -> dict[int, float]:
+    """Mean rates of as many processes as there will be hosts, all measuring at once."""
+    words = [sys.executable, "-m", "replora.train.calibrate", str(limit), str(layout.threads)]
+    gpus = visible_gpus()
+    processes = [
+        subprocess.Popen(
+            words,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=_environment(layout.threads, gpus[index % len(gpus)] if gpus else None),
+        )
+        for index in range(layout.hosts)
+    ]
+    found: list[dict[int, float]] = []
+    try:
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write(run.model_dump_json())
+            process.stdin.close()
+            process.stdin = None
+        for process in processes:
+            answer, complaint = process.communicate()
+            if process.returncode:
+                raise _failure(process.returncode, complaint.strip())
+            found.append({int(width): float(rate) for width, rate in json.loads(answer).items()})
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout, process.stderr):
+                if pipe is not None:
+                    pipe.close()
+    common = set.intersection(*(set(rates) for rates in found))
+    return {width: sum(rates[width] for rates in found) / len(found) for width in sorted(common)}
+
+
+def _failure(status: int, complaint: str) -> ReploraError:
+    """What the measuring process said, as the error that the sweep itself would meet."""
+    if status in (RunFailedError.exit_status, ConfigError.exit_status, MachineError.exit_status):
+        kinds = {ConfigError.exit_status: ConfigError, MachineError.exit_status: MachineError}
+        return kinds.get(status, RunFailedError)(complaint)
+    last = complaint.splitlines()[-1:] or [f"exit status {status}"]
+    return MachineError(
+        f"measuring the speed of packs failed: {last[0]}. Set resources.slots to go on without it."
+    )
+
+
+def _environment(threads: int, gpu: str | None) -> dict[str, str]:
+    changes = {"OMP_NUM_THREADS": str(threads)}
+    if gpu is not None:
+        changes["CUDA_VISIBLE_DEVICES"] = gpu
+    return {**os.environ, **changes}
+
+
+def _read(path: Path) -> _Measurement | None:
+    """What is remembered; a damaged file counts as nothing and is measured again."""
+    try:
+        content = json.loads(path.read_bytes())
+        rates = {int(width): float(rate) for width, rate in content["rates"].items()}
+        return _Measurement(int(content["limit"]), rates) if rates else None
+    except (OSError, ValueError, AttributeError, TypeError, KeyError):
+        return None
+
+
+def _path(config: SweepConfig) -> Path:
+    layout = layout_of(config)
+    about = [_VERSION, pack_key(config.run), layout.hosts, layout.threads, version("torch"), _processor()]
+    digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+    return cache_folder() / f"pack-rates-{digest}.json"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
