@@ -178,14 +178,6 @@ class SlotActorManager:
             self._flush()
         return progressed
 
-    def cleanup(self) -> None:
-        """Ends every host."""
-        self._pending.clear()
-        self._live.clear()
-        self._running.clear()
-        for host in self._hosts:
-            host.kill()
-
     def interrupt(self, timeout_s: float) -> None:
         """Checkpoints and stops every running trial, and records what hosts still have to tell.
 
@@ -193,7 +185,7 @@ class SlotActorManager:
             timeout_s: Hosts that take longer are ended where they are; their trials go on from their
                 last checkpoints.
         """
-        hosts = [host for host in self._hosts if host.alive]
+        hosts = {slot.host.name: slot.host for slot in self._running.values()}.values()
         stops = {host.ask_to_stop(timeout_s): host for host in hosts}
         stopped, _ = ray.wait(list(stops), num_returns=len(stops), timeout=timeout_s) if stops else ([], [])
         for stop in stopped:

@@ -104,7 +104,7 @@ def test_both_hosts_get_trials(sweep: Sweep) -> None:
 def test_one_batch_brings_the_reports_of_several_trials_and_tune_sees_each(
     sweep: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sweeps.ray_backend.drive import DirectorScheduler
+    from sweeps.ray_backend.controller import DirectorScheduler
 
     seen: list[tuple[str, int]] = []
     original = DirectorScheduler.on_trial_result
