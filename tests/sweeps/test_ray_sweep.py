@@ -1,0 +1,102 @@
+"""A real sweep on a real Ray: real trials, the real director and its ledger."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from replora.config import BackboneConfig, LoraMethod, RunConfig, TrainConfig
+from sweeps.config import Domain, PrunerConfig, SweepConfig
+from sweeps.director import Director
+from sweeps.ledger import Ledger, SweepView
+from sweeps.ray_backend import run
+
+STEPS = 400
+
+
+def sweep_of(steps: int, **options: object) -> SweepConfig:
+    train = TrainConfig(steps=steps, batch=4, eval_every=steps // 10, checkpoint_every=steps // 10)
+    base = RunConfig(backbone=BackboneConfig(weights="random"), method=LoraMethod(rank=2), train=train)
+    space = {"optim.lr": Domain(values=(1e-4, 1e-3)), "optim.weight_decay": Domain(values=(0.0, 0.1))}
+    return SweepConfig.model_validate({"name": "ray", "run": base, "space": space, **options})
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    with Ledger.open(tmp_path) as opened:
+        yield opened
+
+
+def director_of(config: SweepConfig, ledger: Ledger) -> Director:
+    ledger.append(
+        "sweep",
+        sweep="0" * 16,
+        name=config.name,
+        versions={},
+        git=None,
+        metric="accuracy",
+        direction="maximize",
+        config=config.model_dump(mode="json"),
+    )
+    return Director(config, ledger)
+
+
+def host_processes() -> dict[int, str]:
+    """Process ids of the hosts that this process's Ray runs now."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            command = (entry / "cmdline").read_bytes()
+            parent = _parent(int(entry.name))
+            if command.startswith(b"ray::HostActor") and _parent(parent) == os.getpid():
+                found[int(entry.name)] = command.decode()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+def _parent(process: int) -> int:
+    return int((Path("/proc") / str(process) / "stat").read_text().rsplit(")", 1)[1].split()[1])
+
+
+def states(view: SweepView) -> list[str]:
+    return [trial.state for trial in view.trials.values()]
+
+
+@pytest.mark.slow
+def test_a_sweep_survives_the_sigkill_of_a_host_in_training(ledger: Ledger, tmp_path: Path) -> None:
+    director = director_of(sweep_of(STEPS), ledger)
+    killed: list[int] = []
+
+    def kill_once() -> None:
+        checkpointed = [trial for trial in director.view.trials.values() if trial.reports]
+        if len(checkpointed) == 4 and not killed:
+            killed.append(min(host_processes()))
+            os.kill(killed[0], signal.SIGKILL)
+
+    run(director, folder=tmp_path, hosts=2, slots=2, threads=1, on_idle=kill_once)
+    assert killed
+    assert states(director.view) == ["finished"] * 4
+    trials = list(director.view.trials.values())
+    assert sorted(trial.attempts for trial in trials) == [1, 1, 2, 2]
+    every = STEPS // 10
+    for trial in trials:
+        steps = [step for step, _ in trial.reports]
+        assert steps == sorted(set(steps)), "no step is reported twice"
+        assert set(steps) >= set(range(every * 5, STEPS + 1, every)) - {every * 5}
+
+
+def test_pruned_trials_of_a_real_sweep_free_their_slots(ledger: Ledger, tmp_path: Path) -> None:
+    pruner = PrunerConfig(name="asha", grace_steps=2, reduction=2)
+    director = director_of(sweep_of(20, pruner=pruner), ledger)
+    run(director, folder=tmp_path, hosts=1, slots=2, threads=1)
+    assert director.done
+    assert "pruned" in states(director.view)
+    assert set(states(director.view)) <= {"pruned", "finished"}
+    assert host_processes() == {}
