@@ -41,12 +41,15 @@ class TrialTask:
     Attributes:
         folder: Where its checkpoints and its adapter lie; a host resumes from the newest good checkpoint.
         attempt: How often it was started, this time included; events of older attempts do not count.
+        step: Optimizer steps of which the ledger knows: a later checkpoint, whose reports were lost with
+            the process that wrote it, is not gone on from.
     """
 
     fingerprint: str
     config: RunConfig
     folder: Path
     attempt: int
+    step: int = 0
 
 
 class Director:
@@ -86,8 +89,10 @@ class Director:
         trial = self._queue.popleft()
         self._active.add(trial)
         self._attempts[trial] += 1
-        config = RunConfig.model_validate(self.view.trials[trial].config)
-        return TrialTask(trial, config, self._folder / TRIALS_NAME / trial, self._attempts[trial])
+        view = self.view.trials[trial]
+        config = RunConfig.model_validate(view.config)
+        folder = self._folder / TRIALS_NAME / trial
+        return TrialTask(trial, config, folder, self._attempts[trial], view.step)
 
     def started(self, trial: str, host: str, data: str = "") -> None:
         """Records that a host has given a slot to a trial that `ask` handed out.

@@ -39,6 +39,11 @@ class Assignment(Protocol):
         """Where its checkpoints and its adapter go."""
         ...
 
+    @property
+    def step(self) -> int:
+        """The latest step whose checkpoint it may go on from."""
+        ...
+
 
 @dataclass
 class _Group:
@@ -103,7 +108,7 @@ class Host:
             if self.free < 1:
                 raise PlanError(f"all {self._slots} slots of this host are taken by {', '.join(self.trials)}")
             group = self._group_of(task.config)
-            group.pack.admit(task.fingerprint, task.config, task.folder)
+            group.pack.admit(task.fingerprint, task.config, task.folder, at_most=task.step)
         except Exception as error:  # noqa: BLE001 - becomes a Failed event
             self._refused.append(_failed(task.fingerprint, 0, error))
             self._drop_idle_groups(keep=None)

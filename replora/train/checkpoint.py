@@ -65,9 +65,22 @@ def write_checkpoint(folder: Path, state: SlotState) -> Path:
     return path
 
 
-def newest_checkpoint(folder: Path, fingerprint: str) -> SlotState | None:
-    """The newest undamaged checkpoint of this run, or None; damaged ones are named in the log."""
+def newest_checkpoint(folder: Path, fingerprint: str, at_most: int | None = None) -> SlotState | None:
+    """The newest undamaged checkpoint of this run, or None; damaged ones are named in the log.
+
+    Args:
+        folder: Of the run's checkpoints.
+        fingerprint: Of the run.
+        at_most: Latest step that counts; checkpoints of later steps are removed, so that they cannot
+            pass for newer ones when the run comes by again.
+
+    Raises:
+        CheckpointError: If the folder holds checkpoints of another run.
+    """
     for path in _files(folder):
+        if at_most is not None and _step(path) > at_most:
+            path.unlink(missing_ok=True)
+            continue
         try:
             state = read_checkpoint(path)
         except CheckpointError as error:
@@ -108,7 +121,11 @@ def read_checkpoint(path: Path) -> SlotState:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*.safetensors"), reverse=True)
+    return sorted(folder.glob("step-????????.safetensors"), reverse=True)
+
+
+def _step(path: Path) -> int:
+    return int(path.stem.removeprefix("step-"))
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

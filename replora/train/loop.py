@@ -137,6 +137,10 @@ def _claim(folder: Path, config: RunConfig, name: str) -> RunResult | None:
             raise CheckpointError(
                 f"{folder}: belongs to the run {found}, not to {name}. Name another folder with --dir."
             )
+        if owner.get("run") != config.model_dump(mode="json"):  # paths are not part of a fingerprint
+            raise CheckpointError(
+                f"{folder}: belongs to the same run on other files. Name another folder with --dir."
+            )
     else:
         folder.mkdir(parents=True, exist_ok=True)
         content = {"fingerprint": name, "run": config.model_dump(mode="json")}

@@ -78,13 +78,14 @@ class Pack:
         """Names of the trials in training."""
         return tuple(slot.trial for slot in self._occupied)
 
-    def admit(self, trial: str, config: RunConfig, folder: Path) -> None:
+    def admit(self, trial: str, config: RunConfig, folder: Path, at_most: int | None = None) -> None:
         """Starts a trial in a free slot, or goes on from the newest good checkpoint in its folder.
 
         Args:
             trial: Fingerprint of the run.
             config: The run; its `pack_key` must be this pack's.
             folder: The trial's own folder, for checkpoints and the adapter.
+            at_most: Latest step to go on from; later checkpoints are removed. None: the newest.
 
         Raises:
             ConfigError: If the run does not belong in this pack or no slot is free.
@@ -95,7 +96,7 @@ class Pack:
         if self.free < 1:
             raise ConfigError(f"trial {trial}: all {self.slots} slots of the pack are taken")
         slot = _Slot(trial, config, folder, self._model.shapes(config.method))
-        state = newest_checkpoint(folder / "checkpoints", trial)
+        state = newest_checkpoint(folder / "checkpoints", trial, at_most)
         if state is None:
             tensors = {f"value/{name}": tensor for name, tensor in self._model.initial(config).items()}
         else:

@@ -49,6 +49,11 @@ class Task(Protocol):
         ...
 
     @property
+    def step(self) -> int:
+        """The latest step whose checkpoint it may go on from."""
+        ...
+
+    @property
     def attempt(self) -> int:
         """How often it was started, this time included."""
         ...

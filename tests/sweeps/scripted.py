@@ -23,6 +23,7 @@ class ScriptedTask:
     config: RunConfig
     folder: Path
     attempt: int
+    step: int = 10**9  # any checkpoint will do
 
 
 class ScriptedDirector:

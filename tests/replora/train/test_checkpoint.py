@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -52,6 +53,15 @@ def test_another_runs_checkpoint_is_refused(tmp_path):
     write_checkpoint(tmp_path, state(1))
     with pytest.raises(CheckpointError, match="belongs to the run abc"):
         newest_checkpoint(tmp_path, "other")
+
+
+def test_a_later_checkpoint_than_the_known_step_is_dropped(tmp_path: Path) -> None:
+    for step in (10, 20):
+        write_checkpoint(tmp_path, state(step))
+    found = newest_checkpoint(tmp_path, "abc", at_most=15)
+    assert found is not None
+    assert found.step == 10
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000010.safetensors"]
 
 
 def test_no_checkpoint_is_none(tmp_path):
