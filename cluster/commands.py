@@ -1,0 +1,11 @@
+"""The verbs of machines: `plan`, `doctor`, `launch`. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+from cluster.hardware import list_profiles
+from cluster.planning import PLAN
+from replora.verbs import Verb
+
+__all__ = ["VERBS", "list_profiles"]
+
+VERBS: tuple[Verb, ...] = (PLAN,)

@@ -1,0 +1,178 @@
+"""Bytes that one trial, or a pack of K, takes on each GPU; every coefficient with its origin.
+
+    plain engine: bP + 16T      ZeRO-1: bP + 2bT + 12T/N      ZeRO-2: bP + bT + (b + 12)T/N
+    ZeRO-3: (bP + (2b + 12)T)/N
+
+P base, T trainable (times K slots), N ranks, b bytes of a number of the base's precision. In bf16
+these are the formulas that were measured against small models to 1 to 4 percent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from cluster.activations import activation_bytes, logit_bytes
+from cluster.anatomy import BYTES, Anatomy
+from replora.config import FullMethod, LowRankMethod, RunConfig
+from replora.parameters import trainable_parameters
+
+__all__ = ["GIB", "Memory", "Setting", "memory_of", "trained_parameters"]
+
+GIB = 2**30
+
+Stage = Literal[0, 1, 2, 3]
+Offload = Literal["none", "optimizer", "base"]
+
+#: DeepSpeed's defaults, in numbers: reduce_bucket_size and stage3_prefetch_bucket_size (known).
+REDUCE_BUCKET, PREFETCH_BUCKET = 500_000_000, 50_000_000
+#: Share kept free for fragmentation and the temporaries of a layer's backward pass (choice).
+RESERVE = 0.05
+#: What a process holds before any model: on a CPU torch and its libraries (347 MB, measured), on a
+#: GPU the CUDA context and the workspaces of its libraries (recalled, about half a GiB).
+RUNTIME = {"cpu": 347_000_000, "gpu": GIB // 2}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a trial, or a pack, is laid out.
+
+    Attributes:
+        micro_batch: Examples of one slot in one forward pass on one GPU.
+        tokens: Of one example.
+        slots: Trials on one base, K.
+        stage: ZeRO stage; 0 is the plain engine.
+        ranks: GPUs that one trial, or pack, spans.
+        recompute: Whether activations are computed again in the backward pass.
+        offload: What lies in the host's memory: the optimizer's state, or that and the base.
+    """
+
+    micro_batch: int
+    tokens: int
+    slots: int = 1
+    stage: Stage = 0
+    ranks: int = 1
+    recompute: bool = False
+    offload: Offload = "none"
+
+    @property
+    def rows(self) -> int:
+        """Tokens of one forward pass on one GPU."""
+        return self.slots * self.micro_batch * self.tokens
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on each GPU, by what they are for; `host` lies in the host's memory instead."""
+
+    base: int
+    adapters: int
+    gradients: int
+    optimizer: int
+    masters: int
+    factors: int
+    activations: int
+    logits: int
+    buffers: int
+    runtime: int
+    reserve: int
+    host: int
+
+    @property
+    def model(self) -> int:
+        """What the tensors of the run take: everything but the runtime and the reserve."""
+        return self.total - self.runtime - self.reserve
+
+    @property
+    def total(self) -> int:
+        """What the GPU must have."""
+        return sum(self.parts().values())
+
+    def parts(self) -> dict[str, int]:
+        """Bytes on the GPU by part."""
+        return {name: value for name, value in asdict(self).items() if name != "host"}
+
+
+def trained_parameters(config: RunConfig, anatomy: Anatomy) -> int:
+    """What one slot trains, T, without the task head."""
+    return trainable_parameters(config.method, anatomy.targets, anatomy.base_parameters)
+
+
+def memory_of(config: RunConfig, anatomy: Anatomy, setting: Setting, device: str = "gpu") -> Memory:
+    """Bytes of a run in a setting.
+
+    Args:
+        config: The run; its own `train.micro_batch` is not read.
+        anatomy: Sizes of its backbone.
+        setting: Slots, micro-batch, stage, ranks, recomputation, offload.
+        device: `gpu` or `cpu`.
+    """
+    b = BYTES[config.train.precision]
+    trained = setting.slots * trained_parameters(config, anatomy)
+    base = b * anatomy.base_parameters
+    state = _state(setting, trained, b)
+    host = 0
+    if setting.stage == 3:
+        base = _share(base, setting.ranks)
+    if setting.offload != "none":
+        host, state["optimizer"], state["masters"] = state["optimizer"] + state["masters"], 0, 0
+    if setting.offload == "base":
+        host, base = host + base, 0
+    parts = {
+        "base": base,
+        **state,
+        "factors": _factors(config, anatomy, setting.slots),
+        "activations": activation_bytes(config, anatomy, setting.rows, recompute=setting.recompute),
+        "logits": logit_bytes(config, anatomy, setting.rows),
+        "buffers": _buffers(setting, trained, anatomy.layer_parameters, b),
+    }
+    reserve = int(RESERVE * sum(parts.values()))
+    return Memory(**parts, runtime=RUNTIME[device], reserve=reserve, host=host)
+
+
+def _state(setting: Setting, trained: int, b: int) -> dict[str, int]:
+    """Trained values, their gradients, AdamW's moments and ZeRO's fp32 masters."""
+    if setting.stage == 0:
+        number = max(b, 4)  # the plain engine trains in fp32 (fp64 in fp64), which needs no masters
+        return {
+            "adapters": number * trained,
+            "gradients": number * trained,
+            "optimizer": 2 * number * trained,
+            "masters": 0,
+        }
+    number, shared = max(b, 4), setting.ranks
+    return {
+        "adapters": _share(b * trained, shared if setting.stage == 3 else 1),
+        "gradients": _share(b * trained, shared if setting.stage >= 2 else 1),
+        "optimizer": _share(2 * number * trained, shared),
+        "masters": _share(number * trained, shared),
+    }
+
+
+def _factors(config: RunConfig, anatomy: Anatomy, slots: int) -> int:
+    """A and B as the layers read them, their gradient buffers, and the originals before a cast to bf16.
+
+    Full fine-tuning in bf16 has a bf16 copy of each slot's weights instead.
+    """
+    method, b = config.method, BYTES[config.train.precision]
+    if isinstance(method, FullMethod) and b < 4:
+        return slots * b * anatomy.base_parameters
+    if not isinstance(method, LowRankMethod):
+        return 0
+    names = (*method.targets, *getattr(method, "plain_targets", ()))
+    chosen = [target for target in anatomy.targets if target.name in names]
+    numbers = slots * method.rank * sum(target.inputs + target.outputs for target in chosen)
+    return numbers * (2 * b + (4 if b < 4 else 0))
+
+
+def _buffers(setting: Setting, trained: int, layer: int, b: int) -> int:
+    """ZeRO's own: for stages 1 and 2 while gradients are reduced, for stage 3 always."""
+    if setting.stage == 0:
+        return 0
+    if setting.stage < 3:
+        return b * min(REDUCE_BUCKET, trained)
+    return b * (REDUCE_BUCKET + PREFETCH_BUCKET + 2 * layer)
+
+
+def _share(count: int, ranks: int) -> int:
+    return -(-count // ranks)

@@ -1,0 +1,113 @@
+"""`replora plan`: what fits on given hardware, and what would have to change."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from typing import Any, get_args
+
+from cluster.hardware import load_hardware
+from cluster.memory import GIB, Offload, trained_parameters
+from cluster.planner import Candidate, Pins, Plan, plan
+from replora.commands.showing import add_run_arguments, run_of
+from replora.config import RunConfig
+from replora.errors import ConfigError
+from replora.verbs import Answer, Verb, table
+
+__all__ = ["PLAN", "plan_document"]
+
+_COLUMNS = ("zero", "gpus", "offload", "recompute", "micro_batch", "slots", "gib", "fits")
+
+
+def plan_document(config: RunConfig, found: Plan) -> dict[str, Any]:
+    """A plan as JSON-able facts; memory in GiB on each GPU."""
+    memory = found.chosen.memory
+    return {
+        "hardware": found.hardware.name,
+        "memory_gib": round(found.hardware.place_gib, 2),
+        "base_parameters": found.anatomy.base_parameters,
+        "trainable_parameters": trained_parameters(config, found.anatomy),
+        "setting": asdict(found.chosen.setting),
+        "needed_gib": round(found.chosen.needed_gib, 2),
+        "model_gib": round(memory.model / GIB, 2),
+        "host_gib": round(memory.host / GIB, 2),
+        "parts_gib": {name: round(value / GIB, 3) for name, value in memory.parts().items()},
+        "trials_at_once": found.trials_at_once,
+        "considered": [candidate.row() for candidate in found.considered],
+    }
+
+
+def _configure(parser: argparse.ArgumentParser) -> None:
+    add_run_arguments(parser)
+    parser.add_argument(
+        "--hardware", required=True, metavar="PROFILE", help="a name of `replora ls profiles`, or a YAML file"
+    )
+    parser.add_argument("--tokens", type=int, metavar="N", help="of one example, where the data decides")
+    parser.add_argument("--slots", default="auto", metavar="K", help="trials of a pack, or auto (default)")
+    parser.add_argument("--micro-batch", type=int, metavar="N", help="examples of a pass; else chosen")
+    parser.add_argument("--zero", type=int, choices=(0, 1, 2, 3), help="ZeRO stage; else chosen")
+    parser.add_argument("--gpus", type=int, metavar="N", help="GPUs of one trial; else chosen")
+    parser.add_argument("--offload", choices=get_args(Offload), help="to the host's memory; else chosen")
+    parser.add_argument(
+        "--recompute",
+        action=argparse.BooleanOptionalAction,
+        help="compute activations again in the backward pass; else chosen",
+    )
+
+
+def _run(options: argparse.Namespace) -> Answer:
+    config, hardware = run_of(options), load_hardware(options.hardware)
+    pins = Pins(options.zero, options.gpus, options.micro_batch, options.recompute, options.offload)
+    found = plan(config, hardware, _slots(options.slots), tokens=options.tokens, pins=pins)
+    return Answer(plan_document(config, found), plan_text(config, found))
+
+
+def _slots(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise ConfigError(f"--slots must be a number from 1, or auto, but got {text!r}.")
+    return int(text)
+
+
+def plan_text(config: RunConfig, found: Plan) -> str:
+    """The same for a person."""
+    hardware, chosen = found.hardware, found.chosen
+    place = _count(hardware.gpus, "GPU") if hardware.gpus else _count(hardware.places, "core")
+    trained = trained_parameters(config, found.anatomy)
+    lines = [
+        f"{config.backbone.name}, {config.method.name}: {found.anatomy.base_parameters:,} parameters, "
+        f"{trained:,} trained",
+        f"{hardware.name}: {place} of {hardware.place_gib:.1f} GiB each",
+        "",
+        f"Chosen: {_sentence(chosen)}; {_count(found.trials_at_once, 'trial')} at once on this machine.",
+        f"Needs {chosen.needed_gib:.1f} GiB on each: {_parts(chosen)}.",
+    ]
+    if chosen.memory.host:
+        lines.append(f"Needs {chosen.memory.host / GIB:.1f} GiB of the host's memory for each GPU.")
+    rows = [{**each.row(), "fits": "yes" if each.fits else "no"} for each in found.considered]
+    rows = [{**row, "recompute": "yes" if row["recompute"] else "no"} for row in rows]
+    return "\n".join([*lines, "", table(rows, _COLUMNS)])
+
+
+def _sentence(candidate: Candidate) -> str:
+    setting = candidate.setting
+    engine = f"ZeRO-{setting.stage} over {setting.ranks} GPUs" if setting.stage else "no ZeRO"
+    offload = "" if setting.offload == "none" else f", {setting.offload} offloaded"
+    again = "recomputed" if setting.recompute else "kept"
+    return (
+        f"{engine}{offload}, micro-batch {setting.micro_batch} of {setting.tokens} tokens, "
+        f"activations {again}, packs of {setting.slots}"
+    )
+
+
+def _count(count: int, what: str) -> str:
+    return f"1 {what}" if count == 1 else f"{count} {what}s"
+
+
+def _parts(candidate: Candidate) -> str:
+    shown = [(name, value / GIB) for name, value in candidate.memory.parts().items()]
+    return ", ".join(f"{name} {value:.2f}" for name, value in shown if value >= 0.005)
+
+
+PLAN = Verb("plan", "predict a run's memory and fit it to hardware", _configure, _run)
