@@ -45,11 +45,11 @@ class Breaks:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, method: str, error: Exception, batch: int) -> None:
         original = getattr(Pack, method)
 
-        def broken(pack: Pack, *arguments: Any) -> Any:
+        def broken(pack: Pack, *arguments: Any, **options: Any) -> Any:
             config = arguments[1] if arguments else pack._occupied[0].config
             if config.train.batch == batch:
                 raise error
-            return original(pack, *arguments)
+            return original(pack, *arguments, **options)
 
         monkeypatch.setattr(Pack, method, broken)
 
