@@ -9,8 +9,10 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,6 +23,7 @@ __all__ = [
     "child_environment",
     "cores",
     "finish",
+    "fresh_cache",
     "interleaved",
     "is_quick",
     "machine",
@@ -122,6 +125,20 @@ def child_environment(threads: int) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
+
+
+@contextmanager
+def fresh_cache() -> Iterator[None]:
+    """An empty cache folder of the project, here and in subprocesses: nothing measured earlier counts."""
+    before = os.environ.get("REPLORA_CACHE")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["REPLORA_CACHE"] = folder
+        try:
+            yield
+        finally:
+            del os.environ["REPLORA_CACHE"]
+            if before is not None:
+                os.environ["REPLORA_CACHE"] = before
 
 
 @dataclass(frozen=True)
