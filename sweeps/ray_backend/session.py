@@ -91,8 +91,10 @@ class Session:
             self._owns_ray = True
             try:
                 self._start()
-            except (RayError, OSError, RuntimeError, ValueError) as error:
+            except BaseException as error:  # Ctrl-C, too: half a Ray must not stay behind
                 self.__exit__(None, None, None)
+                if not isinstance(error, RayError | OSError | RuntimeError | ValueError):
+                    raise
                 where = self._address or "this machine"
                 raise MachineError(f"Ray cannot be used on {where}: {error}") from error
         return self

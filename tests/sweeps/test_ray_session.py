@@ -157,6 +157,19 @@ def test_the_backend_imports_ray_only_when_it_runs(tmp_path: Path) -> None:
     assert done.stdout.split() == ["False", "False"]
 
 
+def test_ctrl_c_while_ray_starts_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sweeps.ray_backend import session
+
+    def interrupted(self: session.Session) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(session.Session, "_start", interrupted)
+    starting = session.Session(hosts=1)
+    with pytest.raises(KeyboardInterrupt):
+        starting.__enter__()
+    assert not starting.scratch.exists()
+
+
 @pytest.mark.parametrize("installed", ["2.59.1", "2.61.0", "3.0.0"])
 def test_an_untested_ray_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, installed: str) -> None:
     from sweeps.ray_backend import session
