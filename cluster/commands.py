@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from cluster.doctor.examine import DOCTOR
 from cluster.hardware import list_profiles
 from cluster.planning import PLAN
 from replora.verbs import Verb
 
 __all__ = ["VERBS", "list_profiles"]
 
-VERBS: tuple[Verb, ...] = (PLAN,)
+VERBS: tuple[Verb, ...] = (PLAN, DOCTOR)

@@ -189,15 +189,16 @@ def _tokens(anatomy: Anatomy, asked: int | None) -> int:
     Raises:
         PlanError: If neither the backbone nor the caller knows.
     """
-    if anatomy.tokens is None and asked is None:
-        raise PlanError(
-            "the tokens of one example are not known before the data is read.\n  Give --tokens N, the cutoff."
-        )
-    if anatomy.tokens is not None and asked not in (None, anatomy.tokens):
+    if asked is not None and anatomy.family == "vit" and asked != anatomy.tokens:
         raise PlanError(
             f"tokens must be {anatomy.tokens} for this backbone, but got {asked}. Leave --tokens out."
         )
-    return anatomy.tokens or asked or 0
+    tokens = anatomy.tokens if asked is None else asked
+    if tokens is None:
+        raise PlanError(
+            "the tokens of one example are not known from the run.\n  Give --tokens N, the cutoff."
+        )
+    return tokens
 
 
 def _no_layout(config: RunConfig, hardware: Hardware, pins: Pins) -> str:
