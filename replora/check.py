@@ -32,8 +32,11 @@ def check_fits(config: RunConfig, targets: Sequence[TargetLike]) -> None:
 def run_faults(config: RunConfig) -> list[Fault]:
     """Every fault that shows without building anything: unknown backbones, methods that do not fit."""
     name = config.backbone.name
-    if name not in BACKBONES and not name.startswith("timm/"):
-        text = f"backbone.name must be a known name or timm/<a timm ViT>, but got {name!r}."
+    if name not in BACKBONES and not name.startswith(("timm/", "hf/")):
+        text = (
+            "backbone.name must be a known name, timm/<a timm ViT> or hf/<a language model>, "
+            f"but got {name!r}."
+        )
         return [
             Fault(("backbone", "name"), text, f"{nearest(name, BACKBONES)}Names: {', '.join(BACKBONES)}.")
         ]

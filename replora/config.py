@@ -13,7 +13,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = [
+    "COMMONSENSE_SETS",
     "BackboneConfig",
+    "CommonsenseTask",
     "DigitsTask",
     "FullMethod",
     "ImageFolderTask",
@@ -42,9 +44,11 @@ class BackboneConfig(Frozen):
     """The frozen model that is adapted.
 
     Attributes:
-        name: A name of `replora ls backbones`, or `timm/<any timm ViT>`.
+        name: A name of `replora ls backbones`, `timm/<any timm ViT>`, or `hf/<folder or hub name>` of a
+            language model of Llama's form.
         weights: `pretrained` (the backbone's named weights), `random` (only when asked for by this
-            word), or the path of a local checkpoint (.safetensors, or a timm .pth read weights-only).
+            word), or the path of a local checkpoint: for an image model a file (.safetensors, or a timm
+            .pth read weights-only), for a language model a folder of safetensors with its tokenizer.
     """
 
     name: str = "vit-digits"
@@ -140,7 +144,59 @@ class ImageFolderTask(Frozen):
     test_fraction: Fraction = 0.15
 
 
-TaskConfig = Annotated[DigitsTask | ImageFolderTask, Field(discriminator="name")]
+#: Names of the eight sets as tasks have them -> their folders in the published data (known).
+COMMONSENSE_SETS: dict[str, str] = {
+    "boolq": "boolq",
+    "piqa": "piqa",
+    "siqa": "social_i_qa",
+    "hellaswag": "hellaswag",
+    "winogrande": "winogrande",
+    "arc-e": "ARC-Easy",
+    "arc-c": "ARC-Challenge",
+    "obqa": "openbookqa",
+}
+
+
+class CommonsenseTask(Frozen):
+    """Commonsense reasoning of LLM-Adapters: one training file, tests on eight sets or on one of them.
+
+    Attributes:
+        root: Folder with the training file and `dataset/<set>/test.json`.
+        train_file: The training file, relative to `root`.
+        template: The `clean` Alpaca prompt, or `parity`: the published prompts to the last space.
+        cutoff: Longest training text, in tokens; longer ones are cut.
+        loss_on: Tokens whose prediction counts: the whole `text` (as published) or the `response`.
+        val_items: Items of the training file held out for validation (drawn with seed 42).
+        val_answers: Whether validation also generates answers and reports `accuracy` beside the loss.
+        eval_batch: Items per slot and forward pass in evaluations.
+        beams: Beams of the search for an answer; 1 is greedy.
+        new_tokens: Longest answer, in tokens.
+    """
+
+    name: Literal[
+        "commonsense",
+        "commonsense-boolq",
+        "commonsense-piqa",
+        "commonsense-siqa",
+        "commonsense-hellaswag",
+        "commonsense-winogrande",
+        "commonsense-arc-e",
+        "commonsense-arc-c",
+        "commonsense-obqa",
+    ] = "commonsense"
+    root: Path
+    train_file: str = "commonsense_170k.json"
+    template: Literal["clean", "parity"] = "clean"
+    cutoff: Annotated[int, Field(ge=2)] = 256
+    loss_on: Literal["text", "response"] = "text"
+    val_items: Positive = 120
+    val_answers: bool = False
+    eval_batch: Positive = 16
+    beams: Positive = 4
+    new_tokens: Positive = 32
+
+
+TaskConfig = Annotated[DigitsTask | ImageFolderTask | CommonsenseTask, Field(discriminator="name")]
 
 
 class OptimConfig(Frozen):

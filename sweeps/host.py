@@ -164,7 +164,8 @@ class Host:
         key = _base_key(config)
         if key not in self._bases:
             where: dict[str, Any] = {"precision": config.train.precision, "device": self._device}
-            self._bases[key] = load_backbone(config.backbone, **where), load_task(config.task, **where)
+            backbone = load_backbone(config.backbone, **where)
+            self._bases[key] = backbone, load_task(config.task, processor=backbone.processor, **where)
         return self._bases[key]
 
     def _drop_idle_groups(self, keep: Hashable | None) -> None:

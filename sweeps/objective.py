@@ -6,22 +6,28 @@ from dataclasses import dataclass
 from typing import Literal
 
 from replora.errors import ConfigError
+from replora.tasks import TASKS
 from sweeps.config import SweepConfig
 
 __all__ = ["METRICS", "PRIMARY", "VALIDATION_EXAMPLES", "Objective", "objective_of"]
 
 Direction = Literal["maximize", "minimize"]
 
+_COMMONSENSE = tuple(name for name in TASKS if name.startswith("commonsense"))
+
 #: Primary metric of each task; a test compares it with the tasks themselves, which need torch.
 PRIMARY: dict[str, tuple[str, Direction]] = {
     "digits": ("accuracy", "maximize"),
     "image-folder": ("accuracy", "maximize"),
+    **dict.fromkeys(_COMMONSENSE, ("val_loss", "minimize")),
 }
 
-#: What each task reports at every evaluation and a sweep may optimize.
+#: What each task reports at every evaluation and a sweep may optimize; `accuracy` of commonsense tasks
+#: needs `task.val_answers`.
 METRICS: dict[str, tuple[str, ...]] = {
     "digits": ("accuracy", "val_loss", "train_loss"),
     "image-folder": ("accuracy", "val_loss", "train_loss"),
+    **dict.fromkeys(_COMMONSENSE, ("val_loss", "train_loss", "accuracy")),
 }
 
 #: Size of the validation split where it is fixed (known: a test counts it).

@@ -13,13 +13,15 @@ from replora.fingerprint import fingerprint, group_fingerprint
 from replora.load import load_run
 from replora.models.shapes import shapes_of
 from replora.parameters import trainable_parameters
+from replora.tasks import TASKS
 from replora.verbs import Answer, Verb
 
 __all__ = ["SHOW", "add_run_arguments", "describe", "describe_text", "run_of"]
 
 _BYTES = {"fp32": 4, "fp64": 8, "bf16": 2}
-#: Classes that a task always has; the classes of a folder of images are known once it is read.
-_CLASSES = {"digits": 5}
+#: Classes that a task always has, 0 for one without a head; those of a folder of images are known once
+#: it is read.
+_CLASSES = {"digits": 5} | dict.fromkeys((name for name in TASKS if name.startswith("commonsense")), 0)
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:

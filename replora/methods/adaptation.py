@@ -42,7 +42,7 @@ class Adaptation(Protocol):
         ...
 
     def features(self, batch: Batch) -> Tensor:
-        """Features `[K, B, D]` of a batch `[K, B, ...]`, with the parameters last prepared."""
+        """Features `[K, B, ...]` of a batch `[K, B, ...]`, with the parameters last prepared."""
         ...
 
     def settle(self) -> None:
@@ -165,10 +165,11 @@ class LowRankAdaptation:
         return shares, [grad.flatten(1, -2) for grad in grads.unbind(1)]
 
     def features(self, batch: Batch) -> Tensor:
-        """Folds slots into the batch, runs the base once, unfolds: `[K, B, ...]` to `[K, B, D]`."""
+        """Folds slots into the batch, runs the base once, unfolds: `[K, B, ...]` to `[K, B, ...]`."""
         slots, examples = next(iter(batch.values())).shape[:2]
         folded = {name: tensor.flatten(0, 1) for name, tensor in batch.items()}
-        return self._backbone.features(self._model, folded).view(slots, examples, -1)
+        features = self._backbone.features(self._model, folded)
+        return features.view(slots, examples, *features.shape[1:])
 
     def settle(self) -> None:
         """Runs the generators backward, once per step."""
@@ -207,7 +208,8 @@ class ProbeAdaptation:
         """The base's own features, `[K, B, D]`."""
         slots, examples = next(iter(batch.values())).shape[:2]
         folded = {name: tensor.flatten(0, 1) for name, tensor in batch.items()}
-        return self._backbone.features(self._model, folded).view(slots, examples, -1)
+        features = self._backbone.features(self._model, folded)
+        return features.view(slots, examples, *features.shape[1:])
 
     def settle(self) -> None:
         """Nothing to settle."""

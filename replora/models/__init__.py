@@ -4,11 +4,14 @@ from __future__ import annotations
 
 __all__ = ["BACKBONES"]
 
-#: Name -> what it is. Any other timm ViT is `timm/<its name>`.
+#: Name -> what it is. Any other timm ViT is `timm/<its name>`, any language model of Llama's form
+#: `hf/<folder or hub name>`.
 BACKBONES: dict[str, str] = {
     "vit-digits": "ViT of width 64 and 4 layers, pre-trained here on the handwritten digits 0 to 4",
     "vit-ti16": "ViT-Ti/16 at 224 px, ImageNet-21k (timm vit_tiny_patch16_224.augreg_in21k)",
     "vit-s16": "ViT-S/16 at 224 px, ImageNet-21k (timm vit_small_patch16_224.augreg_in21k)",
     "vit-b16": "ViT-B/16 at 224 px, ImageNet-21k (timm vit_base_patch16_224.augreg_in21k)",
     "vit-l16": "ViT-L/16 at 224 px, ImageNet-21k (timm vit_large_patch16_224.augreg_in21k)",
+    "llama-7b": "LLaMA-7B; give its local folder in backbone.weights",
+    "llama-13b": "LLaMA-13B; give its local folder in backbone.weights",
 }

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from replora.tasks.base import TextProcessor
+
 __all__ = ["Backbone", "Target"]
 
 
@@ -51,10 +53,12 @@ class Backbone:
         targets: Every adaptable target, blocks in order.
         features: `(model, batch) -> [rows, width]`: the features that a task head reads. It takes
             the model as an argument because a pack runs its own copy of the module tree on the
-            same weights.
+            same weights. A language model gives losses of tokens or generated tokens instead, which
+            tasks without a head read (replora.models.language).
         width: Feature width.
         fingerprint: Hash of the weights (`sha256:` and the first 16 hex digits), for provenance and
             to refuse an adapter of another base.
+        processor: The tokenizer of a language model; None for other models.
     """
 
     name: str
@@ -63,3 +67,4 @@ class Backbone:
     features: Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
     width: int
     fingerprint: str
+    processor: TextProcessor | None = None

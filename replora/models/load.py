@@ -11,6 +11,7 @@ from replora.cache import Cached, hash_tensors
 from replora.config import BackboneConfig
 from replora.models.base import Backbone
 from replora.models.digits import digits_architecture
+from replora.models.shapes import is_language_model
 from replora.models.vision import Architecture, timm_architecture, unfuse_short_attention, vit_targets
 from replora.models.weights import assemble, random_weights, read_weights
 
@@ -37,6 +38,10 @@ def load_backbone(
         CheckpointError: If a file of weights is missing, damaged or of another model.
         MachineError: If pre-trained weights are not on this machine and cannot be fetched.
     """
+    if is_language_model(config.name):
+        from replora.models.language import language_backbone  # transformers, slow to import
+
+        return language_backbone(config, _DTYPES[precision], torch.device(device))
     architecture = digits_architecture() if config.name == "vit-digits" else timm_architecture(config.name)
     weights = _weights(config.weights, architecture)
     model = assemble(architecture.build, weights.tensors, f"backbone.weights {config.weights}")

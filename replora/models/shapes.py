@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-__all__ = ["BackboneShape", "TargetShape", "shapes_of"]
+__all__ = ["LLAMA", "BackboneShape", "LanguageShape", "TargetShape", "is_language_model", "shapes_of"]
 
 
 @dataclass(frozen=True)
@@ -67,16 +67,66 @@ class BackboneShape:
         )
 
 
+@dataclass(frozen=True)
+class LanguageShape:
+    """A language model of Llama's form: RMS norms, rotary positions, SwiGLU, no biases, an own head.
+
+    Attributes:
+        width: Features of a token, d.
+        depth: Attention blocks.
+        heads: Attention heads of a block.
+        hidden: Features inside the MLP, i.
+        vocabulary: Tokens it knows, V.
+        key_heads: Heads of keys and values; fewer than `heads` where queries are grouped.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    hidden: int
+    vocabulary: int
+    key_heads: int
+
+    @property
+    def base_parameters(self) -> int:
+        """Per block four projections, three linears `3 d i` and two norms `2 d`; embedding, norm, head."""
+        block = sum(target.inputs * target.outputs for target in self._block(0)) + 2 * self.width
+        return self.depth * block + 2 * self.vocabulary * self.width + self.width
+
+    @property
+    def targets(self) -> tuple[TargetShape, ...]:
+        """Every adaptable target, blocks in order."""
+        return tuple(target for block in range(self.depth) for target in self._block(block))
+
+    def _block(self, block: int) -> list[TargetShape]:
+        d, keys = self.width, self.width // self.heads * self.key_heads
+        sizes = {"query": (d, d), "key": (d, keys), "value": (d, keys), "output": (d, d)}
+        sizes |= {"gate": (d, self.hidden), "up": (d, self.hidden), "down": (self.hidden, d)}
+        return [TargetShape(name, block, inputs, outputs) for name, (inputs, outputs) in sizes.items()]
+
+
+#: Known: Touvron et al., "LLaMA", 2023, table 2, and the published configurations.
+LLAMA = {
+    "llama-7b": LanguageShape(4096, 32, 32, 11008, 32000, key_heads=32),
+    "llama-13b": LanguageShape(5120, 40, 40, 13824, 32000, key_heads=40),
+}
 _DIGITS = BackboneShape(width=64, depth=4, heads=4, image_size=8, patch=2, channels=1)
 _SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
 _NAMED = {"vit-ti16": "tiny", "vit-s16": "small", "vit-b16": "base", "vit-l16": "large"}
 _TIMM = re.compile(r"timm/vit_(tiny|small|base|large)_patch(8|16|32)_(224|384)(?:\.\w+)?")
 
 
-def shapes_of(name: str) -> BackboneShape | None:
+def is_language_model(name: str) -> bool:
+    """Whether a backbone's configured name is that of a language model."""
+    return name in LLAMA or name.startswith("hf/")
+
+
+def shapes_of(name: str) -> BackboneShape | LanguageShape | None:
     """The sizes of a backbone by its configured name; None where only building the model tells."""
     if name == "vit-digits":
         return _DIGITS
+    if name in LLAMA:
+        return LLAMA[name]
     if name in _NAMED:
         return BackboneShape(*_SIZES[_NAMED[name]], image_size=224, patch=16)
     found = _TIMM.fullmatch(name)

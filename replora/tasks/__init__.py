@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from replora.config import COMMONSENSE_SETS
+
 __all__ = ["TASKS"]
 
 #: Name -> what it is.
 TASKS: dict[str, str] = {
     "digits": "scikit-learn's handwritten digits 5 to 9, which vit-digits has never seen",
     "image-folder": "a person's own images, <root>/{train,val,test}/<class>/* or <root>/<class>/*",
+    "commonsense": "commonsense reasoning: trained on commonsense_170k.json, tested on eight sets",
+    **{
+        f"commonsense-{name}": f"commonsense reasoning, tested on {folder} alone"
+        for name, folder in COMMONSENSE_SETS.items()
+    },
 }

@@ -5,13 +5,23 @@ Shape letters: K slots, B examples, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Batch", "Direction", "Forward", "Split", "SplitName", "Task"]
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "Batch",
+    "Direction",
+    "Forward",
+    "Split",
+    "SplitName",
+    "Task",
+    "TextProcessor",
+]
 
 #: A task gives colour images `[B, 3, H, W]` on the scale [0, 1] normalized by these (known: ImageNet's
 #: red, green, blue); a backbone that was pre-trained with other numbers converts them.
@@ -21,7 +31,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 Batch = Mapping[str, Tensor]
 Direction = Literal["maximize", "minimize"]
 SplitName = Literal["train", "val", "test"]
-#: Runs the model of every slot on the same or own examples: tensors `[K, B, ...]` in, `[K, B, C]` out.
+#: Runs the model of every slot on the same or own examples: tensors `[K, B, ...]` in, `[K, B, C]` out;
+#: where a task has no head (`head_width` 0), `[K, B, ...]` as the backbone gives them.
 Forward = Callable[[Batch], Tensor]
 
 
@@ -32,6 +43,23 @@ class Split(Protocol):
 
     def take(self, indices: Tensor, generator: torch.Generator | None) -> dict[str, Tensor]:
         """Examples `[B, ...]` at `indices [B]`; `generator` drives random augmentation, None means none."""
+        ...
+
+
+class TextProcessor(Protocol):
+    """Between texts and the tokens of a language model."""
+
+    @property
+    def end(self) -> int:
+        """The token that ends a text."""
+        ...
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokens of each text, with the start token where the model has one."""
+        ...
+
+    def decode(self, tokens: Sequence[Sequence[int]]) -> list[str]:
+        """Texts without special tokens."""
         ...
 
 
@@ -48,7 +76,10 @@ class Task(Protocol):
         ...
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
-        """Mean loss over the examples of each slot: `[K, B, C]` and a batch `[K, B, ...]` to `[K]`."""
+        """Mean loss over the examples of each slot: `[K, B, C]` and a batch `[K, B, ...]` to `[K]`.
+
+        Where `head_width` is 0, `output` is what the backbone gives, for example the losses of tokens.
+        """
         ...
 
     def evaluate(self, forward: Forward, slots: int, split: SplitName) -> list[dict[str, float]]:

@@ -6,8 +6,9 @@ from typing import Literal
 
 import torch
 
-from replora.config import DigitsTask, TaskConfig
-from replora.tasks.base import Task
+from replora.config import CommonsenseTask, DigitsTask, TaskConfig
+from replora.tasks.base import Task, TextProcessor
+from replora.tasks.commonsense import commonsense_task
 from replora.tasks.digits import digits_task
 
 __all__ = ["load_task"]
@@ -16,7 +17,11 @@ _DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}
 
 
 def load_task(
-    config: TaskConfig, *, precision: Literal["fp32", "fp64", "bf16"], device: torch.device | str
+    config: TaskConfig,
+    *,
+    precision: Literal["fp32", "fp64", "bf16"],
+    device: torch.device | str,
+    processor: TextProcessor | None = None,
 ) -> Task:
     """The task with its splits.
 
@@ -24,12 +29,16 @@ def load_task(
         config: Which task.
         precision: Of the inputs.
         device: Where batches go.
+        processor: Of the backbone; tasks of texts need it.
 
     Raises:
+        ConfigError: If the backbone's processor does not serve the task.
         DataError: If the data is missing, unreadable or not in the documented layout.
     """
     if isinstance(config, DigitsTask):
         return digits_task(config, _DTYPES[precision], torch.device(device))
+    if isinstance(config, CommonsenseTask):
+        return commonsense_task(config, processor, torch.device(device))
     from replora.tasks.image_folder import image_folder_task  # Pillow, which digits can do without
 
     return image_folder_task(config, _DTYPES[precision], torch.device(device))

@@ -86,7 +86,9 @@ def main() -> int:
 def _rates(config: RunConfig, limit: int) -> dict[int, float]:
     device = pick_device()
     backbone = load_backbone(config.backbone, precision=config.train.precision, device=device)
-    task = load_task(config.task, precision=config.train.precision, device=device)
+    task = load_task(
+        config.task, precision=config.train.precision, device=device, processor=backbone.processor
+    )
     return pack_rates(config, backbone, task, limit)
 
 

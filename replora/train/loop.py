@@ -96,7 +96,9 @@ def evaluate(run_dir: Path, split: SplitName) -> dict[str, float]:
             f"{run_dir}: the adapter was trained on the base {adapter.backbone_fingerprint}, "
             f"but {config.backbone.name} with weights {config.backbone.weights} is {backbone.fingerprint}"
         )
-    task = load_task(config.task, precision=config.train.precision, device=device)
+    task = load_task(
+        config.task, precision=config.train.precision, device=device, processor=backbone.processor
+    )
     model = SlotModel(backbone, task, config)
     parameters = model.one(adapter.tensors, config.method)
     return model.evaluate(parameters, [config.method], split)[0]
@@ -112,7 +114,9 @@ def _train(config: RunConfig, name: str, folder: Path, on_event: Callable[[Event
     device, started = pick_device(), time.perf_counter()
     backbone = load_backbone(config.backbone, precision=config.train.precision, device=device)
     check_fits(config, backbone.targets)
-    task = load_task(config.task, precision=config.train.precision, device=device)
+    task = load_task(
+        config.task, precision=config.train.precision, device=device, processor=backbone.processor
+    )
     pack = Pack(config, backbone, task, slots=1)
     pack.admit(name, config, folder)
     last: Event | None = None

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from replora.config import MethodConfig, RunConfig
-from replora.errors import AdapterError
+from replora.config import LinearProbeMethod, MethodConfig, RunConfig
+from replora.errors import AdapterError, ConfigError
 from replora.methods.adaptation import adapt
 from replora.methods.layout import Layout, Shapes, cover
 from replora.models.base import Backbone
@@ -23,10 +23,15 @@ _HEAD_DEVIATION = 0.01  # choice: small enough that all classes start nearly equ
 class SlotModel:
     """K slots on one base: `features -> head`, `logits_k = W_k features_k + b_k`.
 
+    Where the task's head has width 0 there is no head, and the features are the output.
+
     Args:
         backbone: The frozen base.
         task: Gives the head's width, the loss and the metrics.
         config: A run; fixes the structure of the method and the precision.
+
+    Raises:
+        ConfigError: If nothing would train.
     """
 
     def __init__(self, backbone: Backbone, task: Task, config: RunConfig) -> None:
@@ -35,16 +40,26 @@ class SlotModel:
         self.dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
         self._task = task
         self._head = (task.head_width, backbone.width)
+        self._has_head = task.head_width > 0
+        if not self._has_head and isinstance(config.method, LinearProbeMethod):
+            raise ConfigError(
+                f"method.name: linear-probe trains only a task head, and {config.task.name} has none.\n"
+                "  Choose another method (`replora ls methods`)."
+            )
 
     def shapes(self, method: MethodConfig) -> Shapes:
         """Names and shapes of everything that one slot trains."""
         own = self.adaptation.shapes(method)
+        if not self._has_head:
+            return own
         return {**own, "head.weight": self._head, "head.bias": self._head[:1]}
 
     def initial(self, config: RunConfig) -> dict[str, Tensor]:
         """A run's start (fp64), a function of its seed alone; the head is normal with deviation 0.01."""
         generator = initial_generator(config.seed)
         tensors = self.adaptation.initial(config.method, generator)
+        if not self._has_head:
+            return tensors
         weight = torch.zeros(self._head, dtype=torch.float64)
         weight.normal_(0.0, _HEAD_DEVIATION, generator=generator)
         bias = torch.zeros(self._head[0], dtype=torch.float64)
@@ -52,7 +67,10 @@ class SlotModel:
 
     def forward(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Tensor:
         """Outputs `[K, B, C]` for a batch `[K, B, ...]`, with the parameters last prepared."""
-        features = self.adaptation.features(batch).to(self.dtype)
+        features = self.adaptation.features(batch)
+        if not self._has_head:
+            return features
+        features = features.to(self.dtype)
         bias, weight = parameters["head.bias"], parameters["head.weight"]
         return torch.baddbmm(bias.unsqueeze(1), features, weight.transpose(1, 2))
 

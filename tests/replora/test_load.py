@@ -12,6 +12,7 @@ from replora.config import DigitsTask, ImageFolderTask, LoraMethod, ReploraMetho
 from replora.errors import ConfigError
 from replora.faults import Fault
 from replora.load import diff, load, load_run, run_from, valid_keys
+from replora.tasks import TASKS
 from sweeps.config import SweepConfig
 
 Write = Callable[[str], Path]
@@ -113,7 +114,7 @@ def test_every_fault_comes_in_one_message_in_the_order_of_lines(write: Write) ->
         "  run.yaml:4: method.activation must be 'gelu', 'relu', 'tanh' or 'identity', but got 'gelo'.\n"
         "    Did you mean gelu?\n"
         "  run.yaml:5: task.name must be a known name, but got 'digts'.\n"
-        "    Did you mean digits? Names: digits, image-folder.\n"
+        f"    Did you mean digits? Names: {', '.join(TASKS)}.\n"
         "  run.yaml:6: optim.lr must be greater than 0, but got -0.001.\n"
         "  run.yaml:7: train.micro_batch must divide train.batch, but got 3 and 10.\n"
         "  run.yaml:9: seed is given twice, in lines 8 and 9.\n"

@@ -13,7 +13,8 @@ from replora.methods.adaptation import adapt
 from replora.models import BACKBONES
 from replora.models.base import Backbone
 from replora.models.digits import build_digits_vit
-from replora.models.shapes import TargetShape, shapes_of
+from replora.models.language import build_language_model, language_config, language_targets
+from replora.models.shapes import LLAMA, TargetShape, shapes_of
 from replora.models.vision import vit_targets
 from replora.parameters import trainable_parameters
 
@@ -35,6 +36,8 @@ def built(name: str) -> torch.nn.Module:
     with torch.device("meta"):
         if name == "vit-digits":
             return build_digits_vit()
+        if name in LLAMA:
+            return build_language_model(language_config(name, None), torch.float32)
         named = re.search(r"timm (\S+)\)", BACKBONES.get(name, ""))
         model: torch.nn.Module = timm.create_model(
             named[1] if named else name.removeprefix("timm/"), pretrained=False, num_classes=0
@@ -49,11 +52,27 @@ def test_base_parameters_equal_the_built_model(name: str) -> None:
     assert shape.base_parameters == sum(weight.numel() for weight in built(name).parameters())
 
 
-@pytest.mark.parametrize("name", ["vit-digits", "vit-s16"])
+@pytest.mark.parametrize(
+    ("name", "parameters", "lora"),
+    [
+        ("llama-7b", 6_738_415_616, 56_098_816),
+        ("llama-13b", 13_015_864_320, 87_818_240),
+    ],
+)
+def test_llama_has_the_known_counts(name: str, parameters: int, lora: int) -> None:
+    shape = shapes_of(name)
+    assert shape is not None
+    method = LoraMethod(rank=32, targets=("query", "key", "value", "up", "down"))
+    assert shape.base_parameters == parameters
+    assert trainable_parameters(method, shape.targets, parameters) == lora
+
+
+@pytest.mark.parametrize("name", ["vit-digits", "vit-s16", "llama-7b"])
 def test_targets_equal_the_built_model(name: str) -> None:
     shape = shapes_of(name)
     assert shape is not None
-    targets = vit_targets(built(name))  # type: ignore[arg-type]
+    model = built(name)
+    targets = language_targets(model) if name in LLAMA else vit_targets(model)  # type: ignore[arg-type]
     assert [TargetShape(t.name, t.block, t.inputs, t.outputs) for t in targets] == list(shape.targets)
 
 

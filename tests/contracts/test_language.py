@@ -1,0 +1,228 @@
+"""The contracts of a pack on a language model: a tiny Llama with grouped queries, texts and answers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from replora.config import (
+    BackboneConfig,
+    CommonsenseTask,
+    FullMethod,
+    LinearProbeMethod,
+    LoraMethod,
+    OptimConfig,
+    ReploraMethod,
+    RunConfig,
+    TrainConfig,
+)
+from replora.errors import ConfigError
+from replora.methods.bake import merge
+from replora.methods.exchange import export
+from replora.methods.folder import SavedAdapter
+from replora.models.language import language_features
+from replora.models.load import load_backbone
+from replora.tasks.load import load_task
+from replora.train.loop import train
+from replora.train.model import SlotModel
+from tests.contracts.packs import losses_of_first, neighbour, relative_gap
+from tests.replora.tiny_llama import save_commonsense, save_tiny_llama
+
+METHODS = {
+    "lora": LoraMethod(rank=4, targets=("query", "key", "value", "up", "down")),
+    "lora-dropout": LoraMethod(rank=4, dropout=0.1),
+    "replora": ReploraMethod(rank=4, hidden=8),
+    "replora-plain": ReploraMethod(rank=4, hidden=8, plain_targets=("key", "gate", "up", "down", "output")),
+    "full": FullMethod(),
+}
+LOW_RANK = {name: method for name, method in METHODS.items() if name != "full"}
+methods = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
+low_rank = pytest.mark.parametrize("method", LOW_RANK.values(), ids=LOW_RANK.keys())
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Folder of the checkpoint and of the data."""
+    root = tmp_path_factory.mktemp("language")
+    return save_tiny_llama(root / "llama"), save_commonsense(root / "data")
+
+
+def run(folders, method, *, seed=0, steps=20, lr=2e-3, **task):
+    checkpoint, data = folders
+    settings = {
+        "root": data,
+        "cutoff": 96,
+        "val_items": 4,
+        "eval_batch": 3,
+        "new_tokens": 4,
+        "beams": 2,
+        **task,
+    }
+    return RunConfig(
+        backbone=BackboneConfig(name=f"hf/{checkpoint}"),
+        method=method,
+        task=CommonsenseTask.model_validate(settings),
+        optim=OptimConfig(lr=lr, weight_decay=1e-2),
+        train=TrainConfig(steps=steps, batch=2, eval_every=steps, checkpoint_every=1000, precision="fp64"),
+        seed=seed,
+    )
+
+
+def base(config):
+    where = {"precision": config.train.precision, "device": "cpu"}
+    backbone = load_backbone(config.backbone, **where)
+    return backbone, load_task(config.task, processor=backbone.processor, **where)
+
+
+def texts(task, count=3):
+    """A batch of a pack of one."""
+    batch = task.split("val").take(torch.arange(count), None)
+    return {name: each.unsqueeze(0) for name, each in batch.items()}
+
+
+def perturbed(model, config):
+    """A start with every tensor moved away from it, as one slot's tensors."""
+    generator = torch.Generator().manual_seed(1)
+    return {
+        name: each + 0.1 * torch.randn(each.shape, generator=generator, dtype=each.dtype)
+        for name, each in model.initial(config).items()
+    }
+
+
+def outputs(model, config, tensors, batch):
+    parameters = model.one(tensors, config.method)
+    model.adaptation.prepare(parameters, [config.method])
+    with torch.no_grad():
+        return model.forward(batch, parameters)[0]
+
+
+@methods
+def test_packed_equals_solo_on_a_llama(folders, method, tmp_path):
+    first = run(folders, method)
+    others = [run(folders, neighbour(method, i), seed=i + 1, steps=s, lr=1e-3) for i, s in enumerate((20, 7))]
+    shared = base(first)
+    solo, _ = losses_of_first([first], tmp_path / "solo", shared)
+    packed, _ = losses_of_first([first, *others], tmp_path / "pack", shared)
+    assert relative_gap(packed, solo) <= 1e-10
+    assert solo[-1] < solo[0]
+
+
+@low_rank
+def test_update_is_zero_at_the_start(folders, method):
+    config = run(folders, method)
+    backbone, task = base(config)
+    batch = texts(task)
+    plain = language_features(backbone.model, {name: each[0] for name, each in batch.items()})
+    model = SlotModel(backbone, task, config)
+    adapted = outputs(model, config, model.initial(config), batch)
+    torch.testing.assert_close(adapted, plain, rtol=1e-12, atol=1e-12)
+
+
+@low_rank
+def test_every_b_changes_the_output_and_gets_a_gradient(folders, method):
+    config = run(folders, method)
+    backbone, task = base(config)
+    model, batch = SlotModel(backbone, task, config), texts(task)
+    moved = perturbed(model, config)
+    before = outputs(model, config, moved, batch)
+    names = [name for name in moved if ".B" in name]
+    assert names
+    for name in names:
+        changed = {**moved, name: moved[name] + 0.1}
+        assert not torch.allclose(outputs(model, config, changed, batch), before)
+    parameters = {name: each.requires_grad_() for name, each in model.one(moved, method).items()}
+    leaves = {name: each.detach().requires_grad_() for name, each in parameters.items()}
+    model.adaptation.prepare(leaves, [method])
+    task.loss(model.forward(batch, leaves), batch).sum().backward()
+    model.adaptation.settle()
+    assert all(leaf.grad is not None and leaf.grad.abs().max() > 0 for leaf in leaves.values())
+
+
+@low_rank
+def test_merge_equals_forward_on_a_llama(folders, method):
+    config = run(folders, method)
+    backbone, task = base(config)
+    model, batch = SlotModel(backbone, task, config), texts(task)
+    moved = perturbed(model, config)
+    merged = merge(SavedAdapter(config, backbone.fingerprint, 0, moved), backbone)
+    expected = language_features(merged, {name: each[0] for name, each in batch.items()})
+    torch.testing.assert_close(outputs(model, config, moved, batch), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+def test_answers_of_each_slot_are_those_of_its_merged_model(folders, beams):
+    config = run(folders, METHODS["replora"])
+    backbone, task = base(config)
+    model = SlotModel(backbone, task, config)
+    tensors = [perturbed(model, config), model.initial(config)]
+    parts = [model.one(each, config.method) for each in tensors]
+    parameters = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    prompt = torch.tensor([[1, 1, 0, 40, 50, 60], [0, 70, 80, 90, 91, 92]])
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
+    search = {"beams": torch.full((2,), beams), "new_tokens": torch.full((2,), 8)}
+    batch = {"prompt": prompt, "mask": mask, **search}
+    model.adaptation.prepare(parameters, [config.method] * 2)
+    with torch.no_grad():
+        packed = model.forward(
+            {name: each.expand(2, *each.shape) for name, each in batch.items()}, parameters
+        )
+    for slot, own in enumerate(tensors):
+        merged = merge(SavedAdapter(config, backbone.fingerprint, 0, own), backbone)
+        for row in range(2):
+            alone = prompt[row][mask[row].bool()].unsqueeze(0)
+            expected = merged.generate(
+                alone,
+                attention_mask=torch.ones_like(alone),
+                num_beams=beams,
+                do_sample=False,
+                max_new_tokens=8,
+                pad_token_id=1,
+            )[0, alone.shape[1] :].tolist()
+            assert packed[slot, row].tolist() == expected + [1] * (8 - len(expected))
+    assert not torch.equal(packed[0], packed[1])  # the slots have answers of their own
+
+
+def test_greedy_answers_equal_a_loop_without_a_cache(folders):
+    config = run(folders, METHODS["lora"])
+    backbone, _ = base(config)
+    prompt = torch.tensor([[0, 40, 50, 60]])
+    batch = {"prompt": prompt, "mask": torch.ones_like(prompt), "beams": torch.ones(1, dtype=torch.long)}
+    with torch.no_grad():
+        found = language_features(backbone.model, {**batch, "new_tokens": torch.full((1,), 6)})
+        for _ in range(6):
+            best = backbone.model(input_ids=prompt, use_cache=False).logits[:, -1].argmax(-1, keepdim=True)
+            prompt = torch.cat([prompt, best], dim=1)
+    assert 1 not in prompt[0, 4:], "the text ended early: choose another prompt"
+    assert found[0].tolist() == prompt[0, 4:].tolist()
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks
+@low_rank
+def test_exported_adapter_opens_with_stock_peft_on_a_llama(folders, method, tmp_path):
+    config = run(folders, method, steps=3)
+    config = config.model_copy(update={"train": config.train.model_copy(update={"precision": "fp32"})})
+    train(config, tmp_path / "run")
+    export(tmp_path / "run", "peft-lora", tmp_path / "peft")
+    stock = AutoModelForCausalLM.from_pretrained(folders[0], dtype=torch.float32)
+    tokens = torch.tensor([[0, 40, 50, 60, 70]])
+    plain = stock(tokens).logits
+    ours = merged_logits(tmp_path / "run", config, tokens)
+    theirs = PeftModel.from_pretrained(stock, tmp_path / "peft").eval()(tokens).logits
+    torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(theirs, plain, rtol=1e-4, atol=1e-5)
+
+
+def merged_logits(run_dir, config, tokens):
+    from replora.methods.folder import load_adapter
+
+    backbone, _ = base(config)
+    with torch.no_grad():
+        return merge(load_adapter(run_dir / "adapter"), backbone)(tokens).logits
+
+
+def test_linear_probe_of_a_language_model_is_refused(folders):
+    config = run(folders, LinearProbeMethod())
+    with pytest.raises(ConfigError, match="trains only a task head, and commonsense has none"):
+        SlotModel(*base(config), config)
