@@ -268,7 +268,7 @@ def _folder(config: BackboneConfig) -> Path | None:
         if config.weights == "random":
             return None
         raise MachineError(
-            f"backbone.weights: the weights of {config.name} are not public, so none are fetched.\n"
+            f"backbone.weights: the weights of {config.name} are given out by their owner, so none are fetched.\n"
             "  Set backbone.weights to their local folder (config.json, safetensors, tokenizer) or to random."
         )
     named = config.name.removeprefix(_PREFIX)
