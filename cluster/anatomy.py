@@ -8,7 +8,7 @@ from typing import Literal
 
 from replora.config import RunConfig
 from replora.errors import PlanError
-from replora.models.shapes import BackboneShape, TargetShape, shapes_of
+from replora.models.shapes import BackboneShape, LanguageShape, TargetShape, shapes_of
 from replora.verbs import nearest
 
 __all__ = ["BYTES", "Anatomy", "anatomy_of"]
@@ -31,7 +31,7 @@ class Anatomy:
         depth: Blocks, L.
         heads: Attention heads.
         vocabulary: Rows of the language head, V; 0 without one.
-        tokens: Tokens of one example; None where the data decides.
+        tokens: Tokens of one example, at most: a ViT's patches, or the task's cutoff; None if unknown.
         base_parameters: P.
         layer_parameters: Of the largest module that ZeRO-3 gathers at once.
         targets: Every adaptable target.
@@ -64,7 +64,7 @@ def anatomy_of(config: RunConfig) -> Anatomy:
             f"backbone.name: the sizes of {config.backbone.name} are not known without building it, so its "
             f"memory cannot be planned.\n  {hint}Known: {', '.join(_KNOWN)}, plain timm/vit_* names."
         )
-    return _vit(shape)
+    return _llama(shape, config) if isinstance(shape, LanguageShape) else _vit(shape)
 
 
 def _vit(shape: BackboneShape) -> Anatomy:
@@ -81,4 +81,20 @@ def _vit(shape: BackboneShape) -> Anatomy:
         layer_parameters=4 * width * width,
         targets=shape.targets,
         fused_attention=shape.tokens - 1 > _PLAIN_ATTENTION,
+    )
+
+
+def _llama(shape: LanguageShape, config: RunConfig) -> Anatomy:
+    width = shape.width
+    return Anatomy(
+        family="llama",
+        width=width,
+        hidden=shape.hidden,
+        depth=shape.depth,
+        heads=shape.heads,
+        vocabulary=shape.vocabulary,
+        tokens=getattr(config.task, "cutoff", None),
+        base_parameters=shape.base_parameters,
+        layer_parameters=max(shape.vocabulary, shape.hidden) * width,
+        targets=shape.targets,
     )

@@ -248,3 +248,13 @@ def test_planning_needs_neither_torch_nor_ray_and_under_three_seconds() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert time.monotonic() - began < 3
+
+
+def test_known_llamas_are_planned_by_their_names() -> None:
+    for name, anatomy in (("llama-7b", LLAMA_7B), ("llama-13b", LLAMA_13B)):
+        config = RunConfig.model_validate(
+            {"backbone": {"name": name}, "task": {"name": "commonsense", "root": "/data", "cutoff": 256}}
+        )
+        found = anatomy_of(config)
+        assert list(found.targets) == list(anatomy.targets)
+        assert vars(found) == {**vars(anatomy), "tokens": 256, "targets": found.targets}
