@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from cluster.doctor.examine import DOCTOR
 from cluster.hardware import list_profiles
+from cluster.launch.verb import LAUNCH
 from cluster.planning import PLAN
 from replora.verbs import Verb
 
 __all__ = ["VERBS", "list_profiles"]
 
-VERBS: tuple[Verb, ...] = (PLAN, DOCTOR)
+VERBS: tuple[Verb, ...] = (PLAN, DOCTOR, LAUNCH)

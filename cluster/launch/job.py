@@ -1,0 +1,137 @@
+"""What is launched where, as data that is safe to write into scripts and manifests."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from replora.document import read_document
+from replora.errors import ConfigError
+
+__all__ = ["Job", "Place", "job_name"]
+
+Place = Literal["local", "ray", "slurm", "kuberay"]
+
+#: Words of scripts and manifests: nothing that a shell, sbatch or YAML would read otherwise.
+_PATH = re.compile(r"/[A-Za-z0-9._/+@=,-]*")
+#: A label of Kubernetes, with room for what KubeRay appends.
+_NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")
+_WORD = re.compile(r"[A-Za-z0-9._-]{1,100}")
+_IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,254}")
+_TIME = re.compile(r"(\d+-)?\d{1,2}(:\d{2}){0,2}")
+_URL = re.compile(r"https?://[A-Za-z0-9.-]+(:\d{1,5})?/?")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A sweep on a cluster.
+
+    Attributes:
+        name: Of the job.
+        config: The sweep's file, on storage that every node sees.
+        folder: Of the sweep, likewise.
+        nodes: Machines.
+        gpus: Of each machine; 0 trains on its cores.
+        cpus: Of each machine.
+        memory_gib: Of each machine (KubeRay).
+        environment: Folder of the Python environment, on shared storage (Slurm, Ray).
+        time: Limit of the allocation, as Slurm writes it.
+        partition: Of Slurm.
+        account: Of Slurm.
+        address: Of the dashboard that takes Ray jobs.
+        image: Container image with replora and ray[default] (KubeRay).
+        claim: Persistent volume claim that every pod mounts (KubeRay).
+        mount: Where it is mounted; `config` and `folder` lie under it.
+        namespace: Of Kubernetes.
+    """
+
+    name: str
+    config: Path
+    folder: Path
+    nodes: int = 1
+    gpus: int = 0
+    cpus: int = 2
+    memory_gib: int = 16
+    environment: Path | None = None
+    time: str = "24:00:00"
+    partition: str | None = None
+    account: str | None = None
+    address: str = "http://127.0.0.1:8265"
+    image: str | None = None
+    claim: str | None = None
+    mount: Path = Path("/shared")
+    namespace: str = "default"
+
+    @property
+    def hosts(self) -> int:
+        """Processes that hold a frozen base: one for each GPU, or for each core."""
+        return self.nodes * (self.gpus or self.cpus)
+
+    def check(self, place: Place) -> None:
+        """Refuses a job that cannot be written down safely, or that lacks what the place needs.
+
+        Raises:
+            ConfigError: With every fault.
+        """
+        faults = [*self._sweep_faults(place)]
+        if place != "local":
+            faults += self._word_faults()
+        if place == "kuberay":
+            faults += self._kuberay_faults()
+        if faults:
+            raise ConfigError("\n".join([f"this sweep cannot be launched on {place}:", *faults]))
+
+    def _sweep_faults(self, place: Place) -> Iterator[str]:
+        """The file is a sweep, as far as it can be seen from here."""
+        if not self.config.is_file():
+            if place in ("local", "slurm"):
+                yield f"  {self.config} is not a file. Give the path of a sweep file."
+            return
+        data = read_document(self.config).data
+        if not isinstance(data, dict) or "space" not in data:
+            yield f"  {self.config} is not a sweep: it has no space. Run a single run with `replora train`."
+
+    def _word_faults(self) -> Iterator[str]:
+        words: list[tuple[str, object, re.Pattern[str], str]] = [
+            ("name", self.name, _NAME, "1 to 40 of a-z, 0-9 and -, starting with a letter"),
+            ("CONFIG", self.config, _PATH, "an absolute path of A-Z a-z 0-9 . _ / + @ = , -"),
+            ("--dir", self.folder, _PATH, "an absolute path of A-Z a-z 0-9 . _ / + @ = , -"),
+            ("--env", self.environment, _PATH, "an absolute path of A-Z a-z 0-9 . _ / + @ = , -"),
+            ("--mount", self.mount, _PATH, "an absolute path of A-Z a-z 0-9 . _ / + @ = , -"),
+            ("--time", self.time, _TIME, "minutes, h:mm:ss or days-hours"),
+            ("--partition", self.partition, _WORD, "letters, digits, ., _ and -"),
+            ("--account", self.account, _WORD, "letters, digits, ., _ and -"),
+            ("--address", self.address, _URL, "http://host:port of the dashboard, without a password"),
+            ("--image", self.image, _IMAGE, "a container image's name"),
+            ("--claim", self.claim, _WORD, "letters, digits, ., _ and -"),
+            ("--namespace", self.namespace, _WORD, "letters, digits, ., _ and -"),
+        ]
+        for option, value, pattern, form in words:
+            if value is not None and not pattern.fullmatch(str(value)):
+                yield f"  {option} must be {form}, but got {str(value)!r}."
+        for option, number, least in (
+            ("--nodes", self.nodes, 1),
+            ("--gpus", self.gpus, 0),
+            ("--cpus", self.cpus, 1),
+            ("--memory", self.memory_gib, 1),
+        ):
+            if number < least:
+                yield f"  {option} must be at least {least}, but got {number}."
+
+    def _kuberay_faults(self) -> Iterator[str]:
+        if self.image is None:
+            yield "  --image is needed: a container image with replora and ray[default]."
+        if self.claim is None:
+            yield "  --claim is needed: a persistent volume claim that many pods can write."
+        for option, path in (("CONFIG", self.config), ("--dir", self.folder)):
+            if not path.is_relative_to(self.mount):
+                yield f"  {option} must lie under the mounted claim, {self.mount}, but got {path}."
+
+
+def job_name(config: Path) -> str:
+    """A name for a sweep's file that Slurm, Ray and Kubernetes take."""
+    word = re.sub(r"[^a-z0-9]+", "-", config.stem.lower()).strip("-")
+    return f"replora-{word}"[:40].rstrip("-")

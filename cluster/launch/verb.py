@@ -1,0 +1,79 @@
+"""`replora launch`: a sweep on this machine, a Ray cluster, Slurm or Kubernetes."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import get_args
+
+from cluster.launch.job import Job, Place, job_name
+from cluster.launch.submit import prepare, submit
+from replora.verbs import Answer, Verb
+
+__all__ = ["LAUNCH"]
+
+
+def _configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", type=Path, metavar="SWEEP.yaml", help="on storage that every node sees")
+    parser.add_argument("--on", choices=get_args(Place), required=True, help="where the sweep runs")
+    parser.add_argument("--dir", type=Path, metavar="D", help="of the sweep (default: runs/<file's name>)")
+    parser.add_argument("--name", help="of the job (default: from the file's name)")
+    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="machines")
+    parser.add_argument("--gpus", type=int, default=0, metavar="N", help="of each machine")
+    parser.add_argument("--cpus", type=int, default=2, metavar="N", help="of each machine")
+    parser.add_argument("--memory", type=int, default=16, metavar="GIB", help="of each machine (kuberay)")
+    parser.add_argument(
+        "--env", type=Path, metavar="D", help="Python environment (slurm, ray; default: this)"
+    )
+    parser.add_argument("--time", default="24:00:00", metavar="T", help="limit (slurm)")
+    parser.add_argument("--partition", help="slurm")
+    parser.add_argument("--account", help="slurm")
+    parser.add_argument("--address", default="http://127.0.0.1:8265", metavar="URL", help="dashboard (ray)")
+    parser.add_argument("--image", help="with replora and ray[default] (kuberay)")
+    parser.add_argument("--claim", help="shared persistent volume claim (kuberay)")
+    parser.add_argument("--mount", type=Path, default=Path("/shared"), metavar="D", help="of it (kuberay)")
+    parser.add_argument("--namespace", default="default", help="kuberay")
+
+
+def _run(options: argparse.Namespace) -> Answer:
+    job = _job(options)
+    submission = prepare(job, options.on)
+    document = {
+        "on": submission.place,
+        "name": job.name,
+        "sweep_dir": str(job.folder),
+        "command": submission.command,
+        "text": submission.text,
+        "dry_run": options.dry_run,
+        "answer": None,
+    }
+    if options.dry_run:
+        return Answer(document, submission.text.rstrip())
+    said = submit(submission)
+    return Answer({**document, "answer": said}, said or f"The sweep is in {job.folder}.")
+
+
+def _job(options: argparse.Namespace) -> Job:
+    config: Path = options.config if options.on == "kuberay" else options.config.absolute()
+    folder: Path = options.dir or Path("runs", config.stem)
+    return Job(
+        name=options.name or job_name(config),
+        config=config,
+        folder=folder if options.on == "kuberay" else folder.absolute(),
+        nodes=options.nodes,
+        gpus=options.gpus,
+        cpus=options.cpus,
+        memory_gib=options.memory,
+        environment=options.env,
+        time=options.time,
+        partition=options.partition,
+        account=options.account,
+        address=options.address,
+        image=options.image,
+        claim=options.claim,
+        mount=options.mount,
+        namespace=options.namespace,
+    )
+
+
+LAUNCH = Verb("launch", "run a sweep here or on a cluster", _configure, _run, spends=True)
