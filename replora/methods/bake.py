@@ -91,11 +91,16 @@ def merge(adapter: SavedAdapter, backbone: Backbone) -> nn.Module:
 
 
 def _replace(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Puts weights in, each under every name that its parameter has (a head may be the embedding)."""
+    places: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        places.setdefault(id(parameter), []).append(name)
     for name, weight in weights.items():
-        path, _, leaf = name.rpartition(".")
         old = model.get_parameter(name)
         parameter = nn.Parameter(weight.to(old), requires_grad=False)
-        setattr(model.get_submodule(path), leaf, parameter)
+        for place in places[id(old)]:
+            path, _, leaf = place.rpartition(".")
+            setattr(model.get_submodule(path), leaf, parameter)
 
 
 def _check_base(adapter: SavedAdapter, backbone: Backbone) -> None:

@@ -24,12 +24,13 @@ from replora.methods.bake import BakedTarget, bake, head, merge
 from replora.methods.folder import SavedAdapter, load_adapter, save_adapter
 from replora.models.base import Backbone
 from replora.models.load import load_backbone
+from replora.models.shapes import is_language_model
 
 __all__ = ["KINDS", "export"]
 
 Kind = Literal["peft-lora", "merged", "replora"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-Files = Mapping[str, str | Mapping[str, Tensor]]
+Files = Mapping[str, str | bytes | Mapping[str, Tensor]]
 
 
 def export(run_dir: Path, kind: Kind, out: Path) -> Path:
@@ -63,6 +64,8 @@ def export(run_dir: Path, kind: Kind, out: Path) -> Path:
     for name, content in files.items():
         if isinstance(content, str):
             (temporary / name).write_text(content)
+        elif isinstance(content, bytes):
+            (temporary / name).write_bytes(content)
         else:
             save_file({key: tensor.contiguous() for key, tensor in content.items()}, temporary / name)
     temporary.rename(out)
@@ -85,10 +88,12 @@ def _peft_lora(adapter: SavedAdapter, backbone: Backbone) -> Files:
     trained_head = head(adapter)
     if trained_head is not None:
         tensors["base_model.model.head.weight"], tensors["base_model.model.head.bias"] = trained_head
+    name = adapter.config.backbone.name
+    readme = _PEFT_LANGUAGE_README if is_language_model(name) else _PEFT_README
     return {
         "adapter_model.safetensors": tensors,
         "adapter_config.json": described,
-        "README.md": _PEFT_README.format(name=adapter.config.backbone.name, classes=adapter.head_width),
+        "README.md": readme.format(name=name, classes=adapter.head_width),
     }
 
 
@@ -127,6 +132,12 @@ def _lora_config(ranks: Mapping[str, int], method: LowRankMethod, adapter: Saved
 
 
 def _merged(adapter: SavedAdapter, backbone: Backbone) -> Files:
+    name = adapter.config.backbone.name
+    if is_language_model(name):
+        from replora.models.language import checkpoint_files  # transformers, slow to import
+
+        readme = _MERGED_LANGUAGE_README.format(name=name)
+        return {**checkpoint_files(merge(adapter, backbone), backbone.processor), "README.md": readme}
     tensors = {name: tensor.detach() for name, tensor in merge(adapter, backbone).state_dict().items()}
     trained_head = head(adapter)
     if trained_head is not None:
@@ -136,7 +147,7 @@ def _merged(adapter: SavedAdapter, backbone: Backbone) -> Files:
         "classes": adapter.head_width,
         "made_from": adapter.config.model_dump(mode="json"),
     }
-    readme = _MERGED_README.format(name=adapter.config.backbone.name, classes=adapter.head_width)
+    readme = _MERGED_README.format(name=name, classes=adapter.head_width)
     return {
         "model.safetensors": tensors,
         "config.json": json.dumps(described, indent=2) + "\n",
@@ -150,12 +161,29 @@ _PEFT_README = """\
     from peft import PeftModel
     from replora.config import BackboneConfig
     from replora.models.load import load_backbone
+from replora.models.shapes import is_language_model
 
     base = load_backbone(BackboneConfig(name="{name}"), precision="fp32", device="cpu").model
     base.reset_classifier({classes})
     model = PeftModel.from_pretrained(base, "<this folder>").eval()
 
 `base` is a timm VisionTransformer; any way to build the same one with the same weights will do.
+"""
+
+_PEFT_LANGUAGE_README = """\
+# A plain LoRA adapter for {name}
+
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained("<folder of {name}>")
+    model = PeftModel.from_pretrained(base, "<this folder>").eval()
+"""
+
+_MERGED_LANGUAGE_README = """\
+# {name} with the adapter merged in
+
+A whole checkpoint: `AutoModelForCausalLM.from_pretrained("<this folder>")`.
 """
 
 _MERGED_README = """\

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "HubTokenizer",
     "build_language_model",
+    "checkpoint_files",
     "language_backbone",
     "language_config",
     "language_features",
@@ -190,6 +191,24 @@ def language_features(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     return token_losses(hidden, weight, batch["tokens"], batch["scored"])
 
 
+def checkpoint_files(model: nn.Module, tokenizer: object) -> dict[str, str | bytes | dict[str, Tensor]]:
+    """Content of the files that make a model a checkpoint that transformers opens, by name.
+
+    Args:
+        model: A language model with its weights.
+        tokenizer: Of its backbone; None where it has none.
+    """
+    tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    config: Any = model.config
+    if config.tie_word_embeddings:
+        del tensors["lm_head.weight"]  # the embedding, whose name is in the file
+    files: dict[str, str | bytes | dict[str, Tensor]] = {"model.safetensors": tensors}
+    files["config.json"] = config.to_json_string()
+    if isinstance(tokenizer, HubTokenizer):
+        files |= tokenizer.files()
+    return files
+
+
 def _generated(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
     """Greedy or beam search with a cache of keys and values; rows stay slot by slot throughout."""
     from transformers import GenerationConfig
@@ -236,6 +255,18 @@ class HubTokenizer:
         """Texts without special tokens."""
         return cast("list[str]", self._tokenizer.batch_decode(tokens, skip_special_tokens=True))
 
+    def files(self) -> dict[str, bytes]:
+        """Content of the tokenizer's own files, by name."""
+        names = (
+            "tokenizer*",
+            "special_tokens_map.json",
+            "vocab.json",
+            "merges.txt",
+            "generation_config.json",
+        )
+        paths = [path for name in names for path in sorted(self._folder.glob(name)) if path.is_file()]
+        return {path.name: path.read_bytes() for path in paths}
+
     @property
     def _tokenizer(self) -> Any:
         if self._loaded is None:
@@ -268,7 +299,7 @@ def _folder(config: BackboneConfig) -> Path | None:
         if config.weights == "random":
             return None
         raise MachineError(
-            f"backbone.weights: the weights of {config.name} are given out by their owner, so none are fetched.\n"
+            f"backbone.weights: the weights of {config.name} are given out by their owner, not fetched.\n"
             "  Set backbone.weights to their local folder (config.json, safetensors, tokenizer) or to random."
         )
     named = config.name.removeprefix(_PREFIX)

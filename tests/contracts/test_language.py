@@ -151,6 +151,18 @@ def test_merge_equals_forward_on_a_llama(folders, method):
     torch.testing.assert_close(outputs(model, config, moved, batch), expected, rtol=1e-10, atol=1e-10)
 
 
+def test_full_fine_tuning_keeps_tied_embeddings_tied(folders, tmp_path):
+    folders = (save_tiny_llama(tmp_path / "tied", tie_word_embeddings=True), folders[1])
+    config = run(folders, METHODS["full"])
+    backbone, task = base(config)
+    model, batch = SlotModel(backbone, task, config), texts(task)
+    moved = perturbed(model, config)
+    merged = merge(SavedAdapter(config, backbone.fingerprint, 0, moved), backbone)
+    assert merged.lm_head.weight is merged.model.embed_tokens.weight
+    expected = language_features(merged, {name: each[0] for name, each in batch.items()})
+    torch.testing.assert_close(outputs(model, config, moved, batch), expected, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("beams", [1, 4])
 def test_answers_of_each_slot_are_those_of_its_merged_model(folders, beams):
     config = run(folders, METHODS["replora"])

@@ -20,7 +20,12 @@ START, END = "<s>", "</s>"
 def save_tiny_llama(folder: Path, **changes: Any) -> Path:
     """A checkpoint folder: random weights, safetensors in several shards, a byte-level tokenizer."""
     save_tokenizer(folder)
-    settings = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 400}
+    settings: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "vocab_size": 400,
+    }
     settings |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}
     settings |= {"bos_token_id": 0, "eos_token_id": 1, "initializer_range": 0.2, **changes}
     with torch.random.fork_rng(devices=[]):
