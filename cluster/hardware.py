@@ -71,10 +71,10 @@ class Hardware(Frozen):
 
     @property
     def place_gib(self) -> float:
-        """Memory of one place, in GiB; cores share the machine's evenly."""
+        """Memory that one place can have, in GiB; cores draw on the whole machine's."""
         if self.gpus and self.memory_gib is not None:
             return self.memory_gib.value
-        return self.host_gib / self.places
+        return self.host_gib
 
 
 def profile_names() -> list[str]:

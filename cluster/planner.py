@@ -18,7 +18,7 @@ from cluster.memory import GIB, Memory, Offload, Setting, Stage, memory_of
 from replora.config import RunConfig
 from replora.errors import PlanError
 
-__all__ = ["Candidate", "Pins", "Plan", "plan"]
+__all__ = ["Candidate", "Pins", "Plan", "count", "plan"]
 
 #: Tokens of a pass beyond which more slots bring nothing. CPU: at 1,576 packing brought 0.94 to 0.98
 #: (measured); GPU: choice, until a calibration says otherwise.
@@ -86,7 +86,10 @@ class Plan:
     @property
     def trials_at_once(self) -> int:
         """Trials that the machine trains at the same time."""
-        return self.hardware.places // self.chosen.setting.ranks * self.chosen.setting.slots
+        hosts = self.hardware.places // self.chosen.setting.ranks
+        if not self.hardware.gpus:
+            hosts = min(hosts, int(self.hardware.host_gib / self.chosen.needed_gib))
+        return hosts * self.chosen.setting.slots
 
 
 def plan(
@@ -213,7 +216,7 @@ def _no_layout(config: RunConfig, hardware: Hardware, pins: Pins) -> str:
 def _refusal(search: _Search, options: list[Candidate], slots: int | None, pins: Pins) -> str:
     """What does not fit, and the smallest changes that would make it fit."""
     closest = min(options, key=lambda option: option.memory.total)
-    place = "GPU" if search.hardware.gpus else "core's share"
+    place = "GPU" if search.hardware.gpus else "machine"
     parts = sorted(closest.memory.parts().items(), key=lambda part: -part[1])
     shown = ", ".join(f"{name} {value / GIB:.1f}" for name, value in parts[:4] if value)
     what = "one trial needs" if closest.setting.slots == 1 else f"a pack of {closest.setting.slots} needs"
@@ -255,7 +258,7 @@ def _words(setting: Setting) -> str:
     if setting.recompute:
         words.append("recomputed activations")
     if setting.stage:
-        words.append(f"ZeRO-{setting.stage} on {setting.ranks} GPUs")
+        words.append(f"ZeRO-{setting.stage} on {count(setting.ranks, 'GPU')}")
     if setting.offload != "none":
         words.append(f"{setting.offload} offloaded")
     return ", ".join(words)
@@ -276,3 +279,8 @@ def _distinct(options: list[Candidate]) -> Iterator[Candidate]:
 
 def _differs(pin: object, value: object) -> bool:
     return pin is not None and pin != value
+
+
+def count(number: int, what: str) -> str:
+    """`1 GPU`, `2 GPUs`."""
+    return f"1 {what}" if number == 1 else f"{number} {what}s"

@@ -8,9 +8,9 @@ from typing import Any, get_args
 
 from cluster.hardware import load_hardware
 from cluster.memory import GIB, Offload, trained_parameters
-from cluster.planner import Candidate, Pins, Plan, plan
+from cluster.planner import Candidate, Pins, Plan, count, plan
 from replora.commands.showing import add_run_arguments, run_of
-from replora.config import RunConfig
+from replora.config import RunConfig, TrainConfig
 from replora.errors import ConfigError
 from replora.verbs import Answer, Verb, table
 
@@ -32,6 +32,7 @@ def plan_document(config: RunConfig, found: Plan) -> dict[str, Any]:
         "model_gib": round(memory.model / GIB, 2),
         "host_gib": round(memory.host / GIB, 2),
         "parts_gib": {name: round(value / GIB, 3) for name, value in memory.parts().items()},
+        "not_offered": not_offered(found.chosen),
         "trials_at_once": found.trials_at_once,
         "considered": [candidate.row() for candidate in found.considered],
     }
@@ -73,36 +74,43 @@ def _slots(text: str) -> int | None:
 def plan_text(config: RunConfig, found: Plan) -> str:
     """The same for a person."""
     hardware, chosen = found.hardware, found.chosen
-    place = _count(hardware.gpus, "GPU") if hardware.gpus else _count(hardware.places, "core")
+    place = count(hardware.gpus, "GPU") if hardware.gpus else count(hardware.places, "core")
+    memory = f"of {hardware.place_gib:.1f} GiB each" if hardware.gpus else f"on {hardware.place_gib:.1f} GiB"
     trained = trained_parameters(config, found.anatomy)
     lines = [
         f"{config.backbone.name}, {config.method.name}: {found.anatomy.base_parameters:,} parameters, "
         f"{trained:,} trained",
-        f"{hardware.name}: {place} of {hardware.place_gib:.1f} GiB each",
+        f"{hardware.name}: {place} {memory}",
         "",
-        f"Chosen: {_sentence(chosen)}; {_count(found.trials_at_once, 'trial')} at once on this machine.",
+        f"Chosen: {_sentence(chosen)}; {count(found.trials_at_once, 'trial')} at once on this machine.",
         f"Needs {chosen.needed_gib:.1f} GiB on each: {_parts(chosen)}.",
     ]
     if chosen.memory.host:
         lines.append(f"Needs {chosen.memory.host / GIB:.1f} GiB of the host's memory for each GPU.")
+    if missing := not_offered(chosen):
+        lines.append(f"Planned only: a run of this version cannot ask for {' or '.join(missing)} yet.")
     rows = [{**each.row(), "fits": "yes" if each.fits else "no"} for each in found.considered]
     rows = [{**row, "recompute": "yes" if row["recompute"] else "no"} for row in rows]
     return "\n".join([*lines, "", table(rows, _COLUMNS)])
 
 
+def not_offered(candidate: Candidate) -> list[str]:
+    """What a setting needs and no field of a run's training can ask for."""
+    needs = {"recompute": candidate.setting.recompute, "zero": candidate.setting.stage > 0}
+    words = {"recompute": "recomputed activations", "zero": "ZeRO"}
+    offered = TrainConfig.model_fields
+    return [words[name] for name, needed in needs.items() if needed and not any(name in f for f in offered)]
+
+
 def _sentence(candidate: Candidate) -> str:
     setting = candidate.setting
-    engine = f"ZeRO-{setting.stage} over {setting.ranks} GPUs" if setting.stage else "no ZeRO"
+    engine = f"ZeRO-{setting.stage} over {count(setting.ranks, 'GPU')}" if setting.stage else "no ZeRO"
     offload = "" if setting.offload == "none" else f", {setting.offload} offloaded"
     again = "recomputed" if setting.recompute else "kept"
     return (
         f"{engine}{offload}, micro-batch {setting.micro_batch} of {setting.tokens} tokens, "
         f"activations {again}, packs of {setting.slots}"
     )
-
-
-def _count(count: int, what: str) -> str:
-    return f"1 {what}" if count == 1 else f"{count} {what}s"
 
 
 def _parts(candidate: Candidate) -> str:

@@ -1,7 +1,7 @@
 """What a launched job runs on the cluster: `python -m cluster.launch.drive SWEEP --dir D --address A`.
 
 Examines its machine, then runs `replora sweep` in this process with what only the cluster knows: Ray's
-address, the number of hosts (where the file leaves it open), and MLflow's address, which comes from
+address, hosts and their threads (where the file leaves them open), and MLflow's address, which comes from
 MLFLOW_TRACKING_URI so that no script and no process list shows it.
 """
 
@@ -25,8 +25,9 @@ def sweep_arguments(options: argparse.Namespace, environment: Mapping[str, str])
     words = ["sweep", str(options.sweep), "--dir", str(options.dir), f"resources.address={options.address}"]
     own = read_document(options.sweep).data
     given = own if isinstance(own, dict) else {}
-    if options.hosts and not _names(given, "resources", "hosts"):
-        words.append(f"resources.hosts={options.hosts}")
+    for key, value in (("hosts", options.hosts), ("threads", options.threads)):
+        if value and not _names(given, "resources", key):
+            words.append(f"resources.{key}={value}")
     uri = environment.get("MLFLOW_TRACKING_URI")
     if uri and not _names(given, "tracking", "uri"):
         words.append(f"tracking.uri={uri}")
@@ -40,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dir", type=Path, required=True)
     parser.add_argument("--address", required=True)
     parser.add_argument("--hosts", type=int)
+    parser.add_argument("--threads", type=int)
     options = parser.parse_args(arguments)
     errors = [finding for finding in examine(_examination(options)) if finding.state == "error"]
     for finding in errors:

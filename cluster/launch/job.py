@@ -70,6 +70,11 @@ class Job:
         """Processes that hold a frozen base: one for each GPU, or for each core."""
         return self.nodes * (self.gpus or self.cpus)
 
+    @property
+    def threads(self) -> int:
+        """CPU threads of one host."""
+        return max(1, self.cpus // (self.gpus or self.cpus))
+
     def check(self, place: Place) -> None:
         """Refuses a job that cannot be written down safely, or that lacks what the place needs.
 

@@ -40,6 +40,7 @@ def slurm_script(job: Job) -> str:
         port=PORT,
         path=_environment(job) / "bin",
         hosts=job.hosts,
+        threads=job.threads,
     )
 
 
@@ -75,8 +76,9 @@ def local_command(job: Job) -> list[str]:
 
 
 def _drive(python: str, job: Job) -> list[str]:
-    place = ["--dir", str(job.folder), "--address", "auto", "--hosts", str(job.hosts)]
-    return [python, "-m", "cluster.launch.drive", str(job.config), *place]
+    place = ["--dir", str(job.folder), "--address", "auto"]
+    layout = ["--hosts", str(job.hosts), "--threads", str(job.threads)]
+    return [python, "-m", "cluster.launch.drive", str(job.config), *place, *layout]
 
 
 def _environment(job: Job) -> Path:

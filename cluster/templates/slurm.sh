@@ -71,7 +71,8 @@ WAIT
 
 # Three minutes before the end Slurm sends TERM: the sweep then checkpoints. Submitting this script again
 # goes on where it ended.
-python -m cluster.launch.drive "$config" --dir "$folder" --address "$ip:$port" --hosts @{hosts} &
+python -m cluster.launch.drive "$config" --dir "$folder" --address "$ip:$port" \
+  --hosts @{hosts} --threads @{threads} &
 driver=$!
 trap 'kill -TERM "$driver" 2>/dev/null || true' TERM
 while :; do

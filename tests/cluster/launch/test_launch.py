@@ -83,7 +83,7 @@ def test_ray_gets_the_command_as_words(sweep: Path, programs: Path) -> None:
     assert words[:3] == ["job", "submit", "--address"]
     after = words[words.index("--") + 1 :]
     assert after[:4] == ["/shared/env/bin/python", "-m", "cluster.launch.drive", str(sweep)]
-    assert after[-2:] == ["--hosts", "4"]
+    assert after[-4:] == ["--hosts", "4", "--threads", "1"]
 
 
 @pytest.mark.parametrize(("place", "program"), [("slurm", "sbatch"), ("kuberay", "kubectl"), ("ray", "ray")])
@@ -118,17 +118,17 @@ def test_a_local_launch_is_the_same_sweep_on_this_machine(sweep: Path, tmp_path:
 
 def drive(sweep: Path, hosts: int = 4) -> argparse.Namespace:
     """What the driver was told."""
-    return argparse.Namespace(sweep=sweep, dir=Path("/shared/runs"), address="auto", hosts=hosts)
+    return argparse.Namespace(sweep=sweep, dir=Path("/shared/runs"), address="auto", hosts=hosts, threads=2)
 
 
 def test_the_driver_adds_what_only_the_cluster_knows(sweep: Path) -> None:
     words = sweep_arguments(drive(sweep), {"MLFLOW_TRACKING_URI": "http://mlflow:5000"})
     assert words[4:] == [
-        "resources.address=auto", "resources.hosts=4", "tracking.uri=http://mlflow:5000"
+        "resources.address=auto", "resources.hosts=4", "resources.threads=2", "tracking.uri=http://mlflow:5000"
     ]  # fmt: skip
 
 
 def test_the_driver_leaves_alone_what_the_file_decides(sweep: Path) -> None:
-    sweep.write_text(f"{SWEEP}resources: {{hosts: 2}}\ntracking: {{uri: 'http://own:5000'}}\n")
+    sweep.write_text(f"{SWEEP}resources: {{hosts: 2, threads: 1}}\ntracking: {{uri: 'http://own:5000'}}\n")
     words = sweep_arguments(drive(sweep), {"MLFLOW_TRACKING_URI": "http://mlflow:5000"})
     assert words[4:] == ["resources.address=auto"]

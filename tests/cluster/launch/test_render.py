@@ -143,7 +143,7 @@ def test_names_made_from_files_are_valid(stem: str) -> None:
 
 
 def test_hosts_are_gpus_or_cores() -> None:
-    assert [each.hosts for each in (job(), job(gpus=0, cpus=4))] == [16, 8]
+    assert [(each.hosts, each.threads) for each in (job(), job(gpus=0, cpus=4))] == [(16, 8), (8, 1)]
 
 
 if __name__ == "__main__":
