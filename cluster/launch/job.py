@@ -81,9 +81,9 @@ class Job:
         Raises:
             ConfigError: With every fault.
         """
-        faults = [*self._sweep_faults(place)]
-        if place != "local":
-            faults += self._word_faults()
+        if place == "local":
+            return  # an argument list on this machine; `replora sweep` judges it
+        faults = [*self._sweep_faults(place), *self._word_faults()]
         if place == "kuberay":
             faults += self._kuberay_faults()
         if faults:
@@ -92,7 +92,7 @@ class Job:
     def _sweep_faults(self, place: Place) -> Iterator[str]:
         """The file is a sweep, as far as it can be seen from here."""
         if not self.config.is_file():
-            if place in ("local", "slurm"):
+            if place == "slurm":
                 yield f"  {self.config} is not a file. Give the path of a sweep file."
             return
         data = read_document(self.config).data

@@ -54,12 +54,13 @@ def _run(options: argparse.Namespace) -> Answer:
 
 
 def _job(options: argparse.Namespace) -> Job:
-    config: Path = options.config if options.on == "kuberay" else options.config.absolute()
+    here = options.on in ("slurm", "ray")  # this machine sees the same storage at the same paths
+    config: Path = options.config.absolute() if here else options.config
     folder: Path = options.dir or Path("runs", config.stem)
     return Job(
         name=options.name or job_name(config),
         config=config,
-        folder=folder if options.on == "kuberay" else folder.absolute(),
+        folder=folder.absolute() if here else folder,
         nodes=options.nodes,
         gpus=options.gpus,
         cpus=options.cpus,

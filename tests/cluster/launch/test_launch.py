@@ -116,6 +116,11 @@ def test_a_local_launch_is_the_same_sweep_on_this_machine(sweep: Path, tmp_path:
     assert "Sweep tiny: 1 trials" in dry.stdout
 
 
+def test_a_sweep_of_the_package_is_launched_here_by_its_name() -> None:
+    command = document(launch("smoke", "--on", "local", dry_run=True))["command"]
+    assert command[3:] == ["sweep", "smoke", "--dir", "runs/smoke"]
+
+
 def drive(sweep: Path, hosts: int = 4) -> argparse.Namespace:
     """What the driver was told."""
     return argparse.Namespace(sweep=sweep, dir=Path("/shared/runs"), address="auto", hosts=hosts, threads=2)
