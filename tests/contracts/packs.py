@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from replora.config import (
     FullMethod,
@@ -19,9 +20,9 @@ from replora.config import (
 )
 from replora.models.base import Backbone
 from replora.models.load import load_backbone
-from replora.tasks.base import Batch, Task
+from replora.tasks.base import Batch, Direction, Forward, Split, SplitName, Task
 from replora.tasks.load import load_task
-from replora.train.events import Event
+from replora.train.events import Event, Finished
 from replora.train.pack import Pack
 
 #: Every method with a middling structure; the contract suites run each of them.
@@ -39,7 +40,9 @@ METHODS: dict[str, MethodConfig] = {
 }
 
 
-def run(method: MethodConfig, *, lr: float = 1e-3, seed: int = 0, steps: int = 30, **train: object) -> RunConfig:
+def run(
+    method: MethodConfig, *, lr: float = 1e-3, seed: int = 0, steps: int = 30, **train: object
+) -> RunConfig:
     """A short run on the digits in fp64 unless told otherwise."""
     settings = {"precision": "fp64", "batch": 8, "eval_every": steps, "checkpoint_every": 1000, **train}
     return RunConfig(
@@ -62,15 +65,25 @@ class RecordingTask:
 
     def __init__(self, task: Task) -> None:
         self._task = task
-        self.losses: list[torch.Tensor] = []
+        self.head_width = task.head_width
+        self.metric = task.metric
+        self.direction: Direction = task.direction
+        self.data_hash = task.data_hash
+        self.losses: list[Tensor] = []
 
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._task, name)
+    def split(self, name: SplitName) -> Split:
+        """The task's own split."""
+        return self._task.split(name)
 
-    def loss(self, output: torch.Tensor, batch: Batch) -> torch.Tensor:
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        """The task's own loss, remembered."""
         loss = self._task.loss(output, batch)
         self.losses.append(loss.detach().to(torch.float64))
         return loss
+
+    def evaluate(self, forward: Forward, slots: int, split: SplitName) -> list[dict[str, float]]:
+        """The task's own metrics."""
+        return self._task.evaluate(forward, slots, split)
 
 
 def neighbour(method: MethodConfig, index: int) -> MethodConfig:
@@ -85,11 +98,11 @@ def neighbour(method: MethodConfig, index: int) -> MethodConfig:
 
 def losses_of_first(
     trials: Sequence[RunConfig], folder: Path, base_and_task: tuple[Backbone, Task]
-) -> tuple[torch.Tensor, list[Event]]:
+) -> tuple[Tensor, list[Event]]:
     """Trains a pack; the first trial's losses by step, and all events."""
     backbone, task = base_and_task
     recording = RecordingTask(task)
-    pack = Pack(trials[0], backbone, recording, slots=len(trials))  # type: ignore[arg-type]
+    pack = Pack(trials[0], backbone, recording, slots=len(trials))
     for index, config in enumerate(trials):
         pack.admit(f"trial-{index}", config, folder / f"trial-{index}")
     losses, events = [], []
@@ -100,11 +113,11 @@ def losses_of_first(
     return torch.stack(losses), events
 
 
-def relative_gap(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+def relative_gap(ours: Tensor, theirs: Tensor) -> float:
     """Largest relative difference of two loss curves."""
     return float(((ours - theirs).abs() / theirs.abs()).max())
 
 
 def final_metrics(events: Sequence[Event], trial: str) -> Mapping[str, float]:
     """Metrics with which a trial finished."""
-    return next(e.metrics for e in reversed(events) if e.trial == trial and hasattr(e, "adapter"))
+    return next(e.metrics for e in events if isinstance(e, Finished) and e.trial == trial)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from replora.config import LoraMethod, OptimConfig, ReploraMethod
-from replora.train.events import Failed
+from replora.config import LoraMethod, MethodConfig, OptimConfig, ReploraMethod
+from replora.train.events import Event, Failed
 from replora.train.pack import Pack
 from tests.contracts.packs import METHODS, base, final_metrics, losses_of_first, neighbour, relative_gap, run
 
@@ -16,7 +16,7 @@ methods = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys()
 
 
 @methods
-def test_packed_equals_solo_in_fp64(method, tmp_path):
+def test_packed_equals_solo_in_fp64(method: MethodConfig, tmp_path: Path) -> None:
     first = run(method, lr=2e-3)
     others = [
         run(neighbour(method, index), lr=lr, seed=index + 1, steps=steps)
@@ -32,19 +32,24 @@ def test_packed_equals_solo_in_fp64(method, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["lora", "replora", "full", "linear-probe"])
-def test_packed_equals_solo_in_fp32_over_100_steps(name, tmp_path):
+def test_packed_equals_solo_in_fp32_over_100_steps(name: str, tmp_path: Path) -> None:
     first = run(METHODS[name], lr=2e-3, steps=100, precision="fp32")
-    others = [run(neighbour(METHODS[name], i), lr=1e-3, seed=i + 1, steps=100, precision="fp32") for i in (0, 1)]
+    others = [
+        run(neighbour(METHODS[name], i), lr=1e-3, seed=i + 1, steps=100, precision="fp32") for i in (0, 1)
+    ]
     shared = base(first)
     solo, _ = losses_of_first([first], tmp_path / "solo", shared)
     packed, _ = losses_of_first([first, *others], tmp_path / "pack", shared)
     assert relative_gap(packed, solo) <= 1e-5
 
 
-def test_packed_equals_solo_bit_for_bit_at_any_learning_rate(tmp_path):
+def test_packed_equals_solo_bit_for_bit_at_any_learning_rate(tmp_path: Path) -> None:
     """Stronger than the contract, on the matrix library that is pinned: ranks are padded alike."""
     first = run(ReploraMethod(rank=3, hidden=11), lr=3e-2, precision="fp32")
-    others = [run(ReploraMethod(rank=r, hidden=h), lr=1e-2, seed=r, precision="fp32") for r, h in ((8, 16), (16, 40))]
+    others = [
+        run(ReploraMethod(rank=r, hidden=h), lr=1e-2, seed=r, precision="fp32")
+        for r, h in ((8, 16), (16, 40))
+    ]
     shared = base(first)
     solo, _ = losses_of_first([first], tmp_path / "solo", shared)
     packed, _ = losses_of_first([first, *others], tmp_path / "pack", shared)
@@ -52,7 +57,7 @@ def test_packed_equals_solo_bit_for_bit_at_any_learning_rate(tmp_path):
 
 
 @methods
-def test_a_neighbour_that_diverges_changes_nothing(method, tmp_path):
+def test_a_neighbour_that_diverges_changes_nothing(method: MethodConfig, tmp_path: Path) -> None:
     first = run(method)
     calm = run(neighbour(method, 1), seed=1, steps=30)
     wild = calm.model_copy(update={"optim": OptimConfig(lr=1e30, clip_norm=None)})
@@ -65,13 +70,17 @@ def test_a_neighbour_that_diverges_changes_nothing(method, tmp_path):
 
 
 @methods
-def test_a_slot_refills_while_its_neighbour_runs(method, tmp_path):
-    first, short, late = run(method), run(neighbour(method, 0), steps=7), run(neighbour(method, 2), seed=5, steps=9)
+def test_a_slot_refills_while_its_neighbour_runs(method: MethodConfig, tmp_path: Path) -> None:
+    first, short, late = (
+        run(method),
+        run(neighbour(method, 0), steps=7),
+        run(neighbour(method, 2), seed=5, steps=9),
+    )
     shared = base(first)
     pack = Pack(first, *shared, slots=2)
     pack.admit("first", first, tmp_path / "first")
     pack.admit("short", short, tmp_path / "short")
-    events = []
+    events: list[Event] = []
     while pack.trials:
         events += pack.step()
         if pack.free and "late" not in [event.trial for event in events] and "late" not in pack.trials:
@@ -81,20 +90,20 @@ def test_a_slot_refills_while_its_neighbour_runs(method, tmp_path):
     assert final_metrics(events, "late")["val_loss"] == pytest.approx(expected["val_loss"], rel=1e-10)
 
 
-def test_micro_batches_add_up_to_the_batch(tmp_path):
+def test_micro_batches_add_up_to_the_batch(tmp_path: Path) -> None:
     whole, parts = run(METHODS["replora"]), run(METHODS["replora"], micro_batch=2)
     expected, _ = losses_of_first([whole], tmp_path / "whole", base(whole))
     shared = base(parts)
     pack = Pack(parts, *shared, slots=1)
     pack.admit("parts", parts, tmp_path / "parts")
-    events = []
+    events: list[Event] = []
     while pack.trials:
         events += pack.step()
     metrics = final_metrics(events, "parts")
     assert metrics["train_loss"] == pytest.approx(float(expected.mean()), rel=1e-10)
 
 
-def test_rounding_grows_by_itself_at_a_high_learning_rate(tmp_path):
+def test_rounding_grows_by_itself_at_a_high_learning_rate(tmp_path: Path) -> None:
     """Perturbation control: why the contract is tested at lr <= 2e-3 and not at 1e-1."""
 
     def gap(lr: float) -> float:
@@ -105,7 +114,7 @@ def test_rounding_grows_by_itself_at_a_high_learning_rate(tmp_path):
             pack = Pack(config, backbone, task, slots=1)
             pack.admit("t", config, tmp_path / f"{lr}-{nudge}")
             pack._rows["value"][0].mul_(1 + nudge)
-            events = []
+            events: list[Event] = []
             while pack.trials:
                 events += pack.step()
             curves.append(torch.tensor([final_metrics(events, "t")["train_loss"]]))
@@ -115,7 +124,7 @@ def test_rounding_grows_by_itself_at_a_high_learning_rate(tmp_path):
     assert gap(1e-1) > 1e4 * gap(1e-3)
 
 
-def test_a_pack_refuses_a_run_of_another_key(tmp_path):
+def test_a_pack_refuses_a_run_of_another_key(tmp_path: Path) -> None:
     config = run(METHODS["lora"])
     pack = Pack(config, *base(config), slots=2)
     with pytest.raises(ValueError, match="differs from this pack"):

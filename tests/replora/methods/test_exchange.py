@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from timm.models import VisionTransformer
+from torch import Tensor
 
-from replora.config import FullMethod, LinearProbeMethod, LoraMethod, ReploraMethod, RunConfig, TrainConfig
+from replora.config import (
+    FullMethod,
+    LinearProbeMethod,
+    LoraMethod,
+    MethodConfig,
+    ReploraMethod,
+    RunConfig,
+    TrainConfig,
+)
 from replora.errors import AdapterError
 from replora.methods.exchange import export
 from replora.methods.folder import load_adapter
@@ -16,7 +29,9 @@ from replora.tasks.load import load_task
 from replora.train.loop import train
 from replora.train.model import SlotModel
 
-LOW_RANK = {
+Runs = Callable[[str], tuple[Path, RunConfig]]
+
+LOW_RANK: dict[str, MethodConfig] = {
     "lora": LoraMethod(rank=3),
     "replora": ReploraMethod(rank=3, hidden=5),
     "replora-plain": ReploraMethod(rank=3, hidden=5, plain_targets=("key", "up")),
@@ -25,11 +40,11 @@ LOW_RANK = {
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """One short finished run per method, made when first asked for."""
     folder = tmp_path_factory.mktemp("runs")
 
-    def of(name):
+    def of(name: str) -> tuple[Path, RunConfig]:
         methods = {**LOW_RANK, "full": FullMethod(), "linear-probe": LinearProbeMethod()}
         config = RunConfig(method=methods[name], train=TrainConfig(steps=12, batch=8))
         train(config, folder / name)
@@ -38,8 +53,8 @@ def runs(tmp_path_factory):
     return of
 
 
-def logits(run_dir, config):
-    """Our own forward pass over the validation split."""
+def logits(run_dir: Path, config: RunConfig) -> tuple[Tensor, Tensor]:
+    """Images of the validation split, and our own forward pass over them."""
     backbone = load_backbone(config.backbone, precision="fp32", device="cpu")
     task = load_task(config.task, precision="fp32", device="cpu")
     split = task.split("val")
@@ -52,14 +67,15 @@ def logits(run_dir, config):
         return batch["image"], model.forward(packed, parameters)[0]
 
 
-def stock_model(config, classes=5):
+def stock_model(config: RunConfig, classes: int = 5) -> VisionTransformer:
     model = load_backbone(config.backbone, precision="fp32", device="cpu").model
+    assert isinstance(model, VisionTransformer)
     model.reset_classifier(classes)
     return model.eval()
 
 
 @pytest.mark.parametrize("name", LOW_RANK)
-def test_stock_peft_gives_the_same_logits(name, runs, tmp_path):
+def test_stock_peft_gives_the_same_logits(name: str, runs: Runs, tmp_path: Path) -> None:
     run_dir, config = runs(name)
     images, ours = logits(run_dir, config)
     out = export(run_dir, "peft-lora", tmp_path / "lora")
@@ -69,7 +85,7 @@ def test_stock_peft_gives_the_same_logits(name, runs, tmp_path):
 
 
 @pytest.mark.parametrize("name", [*LOW_RANK, "full", "linear-probe"])
-def test_merge_equals_forward(name, runs, tmp_path):
+def test_merge_equals_forward(name: str, runs: Runs, tmp_path: Path) -> None:
     run_dir, config = runs(name)
     images, ours = logits(run_dir, config)
     out = export(run_dir, "merged", tmp_path / "merged")
@@ -79,7 +95,7 @@ def test_merge_equals_forward(name, runs, tmp_path):
         assert torch.allclose(model(images), ours, atol=1e-5)
 
 
-def test_own_folder_keeps_every_bit(runs, tmp_path):
+def test_own_folder_keeps_every_bit(runs: Runs, tmp_path: Path) -> None:
     run_dir, _ = runs("replora")
     out = export(run_dir, "replora", tmp_path / "own")
     before, after = load_adapter(run_dir / "adapter"), load_adapter(out)
@@ -88,17 +104,17 @@ def test_own_folder_keeps_every_bit(runs, tmp_path):
     assert all(torch.equal(before.tensors[name], after.tensors[name]) for name in before.tensors)
 
 
-def test_export_refuses_a_method_without_a_lora_form(runs, tmp_path):
+def test_export_refuses_a_method_without_a_lora_form(runs: Runs, tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="no LoRA form"):
         export(runs("full")[0], "peft-lora", tmp_path / "lora")
 
 
-def test_export_refuses_an_existing_folder(runs, tmp_path):
+def test_export_refuses_an_existing_folder(runs: Runs, tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="exists already"):
         export(runs("lora")[0], "merged", tmp_path)
 
 
-def test_export_leaves_nothing_half_written(runs, tmp_path):
+def test_export_leaves_nothing_half_written(runs: Runs, tmp_path: Path) -> None:
     with pytest.raises(AdapterError):
         export(runs("full")[0], "peft-lora", tmp_path / "lora")
     assert list(tmp_path.iterdir()) == []

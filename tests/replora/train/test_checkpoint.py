@@ -18,14 +18,14 @@ def state(step: int) -> SlotState:
     return SlotState("abc", step, 0.1, 3, {"value/x": torch.arange(5.0), "first/x": torch.full((2, 2), step)})
 
 
-def test_a_checkpoint_reads_back_exactly(tmp_path):
+def test_a_checkpoint_reads_back_exactly(tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path, state(7))
     found = read_checkpoint(path)
     assert (found.fingerprint, found.step, found.loss_sum, found.loss_count) == ("abc", 7, 0.1, 3)
     assert all(torch.equal(found.tensors[name], tensor) for name, tensor in state(7).tensors.items())
 
 
-def test_only_the_two_newest_are_kept(tmp_path):
+def test_only_the_two_newest_are_kept(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         write_checkpoint(tmp_path, state(step))
     assert sorted(p.name for p in tmp_path.iterdir()) == [
@@ -35,13 +35,14 @@ def test_only_the_two_newest_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "text"])
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, damage, caplog):
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
     write_checkpoint(tmp_path, state(1))
     path = write_checkpoint(tmp_path, state(2))
-    content = bytearray(path.read_bytes())
-    if damage == "flip":
-        content[-3] ^= 0x55
-    path.write_bytes({"truncate": content[:-9], "flip": content, "empty": b"", "text": b"hello" * 9}[damage])
+    content = path.read_bytes()
+    flipped = content[:-3] + bytes([content[-3] ^ 0x55]) + content[-2:]
+    path.write_bytes({"truncate": content[:-9], "flip": flipped, "empty": b"", "text": b"hello" * 9}[damage])
     with caplog.at_level(logging.WARNING):
         found = newest_checkpoint(tmp_path, "abc")
     assert found is not None
@@ -49,7 +50,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, damage, cap
     assert "step-00000002" in caplog.text
 
 
-def test_another_runs_checkpoint_is_refused(tmp_path):
+def test_another_runs_checkpoint_is_refused(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, state(1))
     with pytest.raises(CheckpointError, match="belongs to the run abc"):
         newest_checkpoint(tmp_path, "other")
@@ -64,16 +65,16 @@ def test_a_later_checkpoint_than_the_known_step_is_dropped(tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000010.safetensors"]
 
 
-def test_no_checkpoint_is_none(tmp_path):
+def test_no_checkpoint_is_none(tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path / "missing", "abc") is None
 
 
 @pytest.mark.parametrize("name", ["lora", "replora", "replora-dropout", "full"])
-def test_resume_is_bit_exact(name, tmp_path):
+def test_resume_is_bit_exact(name: str, tmp_path: Path) -> None:
     config = run(METHODS[name], steps=20, checkpoint_every=8, precision="fp32")
     backbone, task = base(config)
     whole = RecordingTask(task)
-    pack = Pack(config, backbone, whole, slots=1)  # type: ignore[arg-type]
+    pack = Pack(config, backbone, whole, slots=1)
     pack.admit("t", config, tmp_path / "whole")
     while pack.trials:
         pack.step()
@@ -82,7 +83,7 @@ def test_resume_is_bit_exact(name, tmp_path):
     for _ in range(11):
         first.step()
     resumed = RecordingTask(task)
-    second = Pack(config, backbone, resumed, slots=1)  # type: ignore[arg-type]
+    second = Pack(config, backbone, resumed, slots=1)
     second.admit("t", config, tmp_path / "cut")
     while second.trials:
         second.step()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from replora.config import OptimConfig
 from replora.train.optim import adamw_step, clip_rows, learning_rate
 
 
-def test_rows_equal_stock_adamw():
+def test_rows_equal_stock_adamw() -> None:
     optims = [
         OptimConfig(lr=1e-2, weight_decay=0.1, clip_norm=0.5),
         OptimConfig(lr=3e-3, weight_decay=0.0, beta1=0.8, beta2=0.95, clip_norm=None),
@@ -34,7 +36,7 @@ def test_rows_equal_stock_adamw():
     assert torch.allclose(values, torch.stack([p.detach() for p in stock]), rtol=1e-12, atol=1e-14)
 
 
-def test_a_nan_row_leaves_the_others_bitwise_unchanged():
+def test_a_nan_row_leaves_the_others_bitwise_unchanged() -> None:
     optims = [OptimConfig(), OptimConfig()]
     results = []
     for poison in (0.0, float("nan")):
@@ -46,15 +48,15 @@ def test_a_nan_row_leaves_the_others_bitwise_unchanged():
     assert torch.equal(*results)
 
 
-def test_warm_up_then_cosine_ends_near_zero():
+def test_warm_up_then_cosine_ends_near_zero() -> None:
     optim = OptimConfig(lr=1.0, warmup_steps=4, schedule="cosine")
     rates = [learning_rate(optim, step, 20) for step in range(20)]
     assert rates[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
     assert rates[4] == 1.0
-    assert all(a > b for a, b in zip(rates[4:], rates[5:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(rates[4:]))
     assert rates[-1] < 0.01
 
 
-def test_linear_schedule_reaches_zero_after_the_last_step():
+def test_linear_schedule_reaches_zero_after_the_last_step() -> None:
     optim = OptimConfig(lr=2.0, schedule="linear")
     assert [learning_rate(optim, step, 4) for step in range(5)] == [2.0, 1.5, 1.0, 0.5, 0.0]
