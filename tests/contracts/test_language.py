@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from replora.config import (
     BackboneConfig,
@@ -13,6 +18,7 @@ from replora.config import (
     FullMethod,
     LinearProbeMethod,
     LoraMethod,
+    MethodConfig,
     OptimConfig,
     ReploraMethod,
     RunConfig,
@@ -21,16 +27,21 @@ from replora.config import (
 from replora.errors import ConfigError
 from replora.methods.bake import merge
 from replora.methods.exchange import export
-from replora.methods.folder import SavedAdapter
+from replora.methods.folder import SavedAdapter, load_adapter
+from replora.models.base import Backbone
 from replora.models.language import language_features
 from replora.models.load import load_backbone
+from replora.tasks.base import Batch, Task
 from replora.tasks.load import load_task
 from replora.train.loop import train
 from replora.train.model import SlotModel
 from tests.contracts.packs import losses_of_first, neighbour, relative_gap
 from tests.replora.tiny_llama import save_commonsense, save_tiny_llama
 
-METHODS = {
+#: Folders of the checkpoint and of the data.
+Folders = tuple[Path, Path]
+
+METHODS: dict[str, MethodConfig] = {
     "lora": LoraMethod(rank=4, targets=("query", "key", "value", "up", "down")),
     "lora-dropout": LoraMethod(rank=4, dropout=0.1),
     "replora": ReploraMethod(rank=4, hidden=8),
@@ -43,46 +54,41 @@ low_rank = pytest.mark.parametrize("method", LOW_RANK.values(), ids=LOW_RANK.key
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """Folder of the checkpoint and of the data."""
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     root = tmp_path_factory.mktemp("language")
     return save_tiny_llama(root / "llama"), save_commonsense(root / "data")
 
 
-def run(folders, method, *, seed=0, steps=20, lr=2e-3, **task):
+def run(
+    folders: Folders, method: MethodConfig, *, seed: int = 0, steps: int = 20, lr: float = 2e-3
+) -> RunConfig:
+    """A short run on the language model in fp64."""
     checkpoint, data = folders
-    settings = {
-        "root": data,
-        "cutoff": 96,
-        "val_items": 4,
-        "eval_batch": 3,
-        "new_tokens": 4,
-        "beams": 2,
-        **task,
-    }
+    task = CommonsenseTask(root=data, cutoff=96, val_items=4, eval_batch=3, new_tokens=4, beams=2)
     return RunConfig(
         backbone=BackboneConfig(name=f"hf/{checkpoint}"),
         method=method,
-        task=CommonsenseTask.model_validate(settings),
+        task=task,
         optim=OptimConfig(lr=lr, weight_decay=1e-2),
         train=TrainConfig(steps=steps, batch=2, eval_every=steps, checkpoint_every=1000, precision="fp64"),
         seed=seed,
     )
 
 
-def base(config):
-    where = {"precision": config.train.precision, "device": "cpu"}
-    backbone = load_backbone(config.backbone, **where)
-    return backbone, load_task(config.task, processor=backbone.processor, **where)
+def base(config: RunConfig) -> tuple[Backbone, Task]:
+    precision = config.train.precision
+    backbone = load_backbone(config.backbone, precision=precision, device="cpu")
+    task = load_task(config.task, precision=precision, device="cpu", processor=backbone.processor)
+    return backbone, task
 
 
-def texts(task, count=3):
+def texts(task: Task, count: int = 3) -> dict[str, Tensor]:
     """A batch of a pack of one."""
     batch = task.split("val").take(torch.arange(count), None)
     return {name: each.unsqueeze(0) for name, each in batch.items()}
 
 
-def perturbed(model, config):
+def perturbed(model: SlotModel, config: RunConfig) -> dict[str, Tensor]:
     """A start with every tensor moved away from it, as one slot's tensors."""
     generator = torch.Generator().manual_seed(1)
     return {
@@ -91,7 +97,7 @@ def perturbed(model, config):
     }
 
 
-def outputs(model, config, tensors, batch):
+def outputs(model: SlotModel, config: RunConfig, tensors: Mapping[str, Tensor], batch: Batch) -> Tensor:
     parameters = model.one(tensors, config.method)
     model.adaptation.prepare(parameters, [config.method])
     with torch.no_grad():
@@ -99,7 +105,7 @@ def outputs(model, config, tensors, batch):
 
 
 @methods
-def test_packed_equals_solo_on_a_llama(folders, method, tmp_path):
+def test_packed_equals_solo_on_a_llama(folders: Folders, method: MethodConfig, tmp_path: Path) -> None:
     first = run(folders, method)
     others = [run(folders, neighbour(method, i), seed=i + 1, steps=s, lr=1e-3) for i, s in enumerate((20, 7))]
     shared = base(first)
@@ -110,7 +116,7 @@ def test_packed_equals_solo_on_a_llama(folders, method, tmp_path):
 
 
 @low_rank
-def test_update_is_zero_at_the_start(folders, method):
+def test_update_is_zero_at_the_start(folders: Folders, method: MethodConfig) -> None:
     config = run(folders, method)
     backbone, task = base(config)
     batch = texts(task)
@@ -121,7 +127,7 @@ def test_update_is_zero_at_the_start(folders, method):
 
 
 @low_rank
-def test_every_b_changes_the_output_and_gets_a_gradient(folders, method):
+def test_every_b_changes_the_output_and_gets_a_gradient(folders: Folders, method: MethodConfig) -> None:
     config = run(folders, method)
     backbone, task = base(config)
     model, batch = SlotModel(backbone, task, config), texts(task)
@@ -132,8 +138,7 @@ def test_every_b_changes_the_output_and_gets_a_gradient(folders, method):
     for name in names:
         changed = {**moved, name: moved[name] + 0.1}
         assert not torch.allclose(outputs(model, config, changed, batch), before)
-    parameters = {name: each.requires_grad_() for name, each in model.one(moved, method).items()}
-    leaves = {name: each.detach().requires_grad_() for name, each in parameters.items()}
+    leaves = {name: each.detach().requires_grad_() for name, each in model.one(moved, method).items()}
     model.adaptation.prepare(leaves, [method])
     task.loss(model.forward(batch, leaves), batch).sum().backward()
     model.adaptation.settle()
@@ -141,7 +146,7 @@ def test_every_b_changes_the_output_and_gets_a_gradient(folders, method):
 
 
 @low_rank
-def test_merge_equals_forward_on_a_llama(folders, method):
+def test_merge_equals_forward_on_a_llama(folders: Folders, method: MethodConfig) -> None:
     config = run(folders, method)
     backbone, task = base(config)
     model, batch = SlotModel(backbone, task, config), texts(task)
@@ -151,20 +156,21 @@ def test_merge_equals_forward_on_a_llama(folders, method):
     torch.testing.assert_close(outputs(model, config, moved, batch), expected, rtol=1e-10, atol=1e-10)
 
 
-def test_full_fine_tuning_keeps_tied_embeddings_tied(folders, tmp_path):
+def test_full_fine_tuning_keeps_tied_embeddings_tied(folders: Folders, tmp_path: Path) -> None:
     folders = (save_tiny_llama(tmp_path / "tied", tie_word_embeddings=True), folders[1])
     config = run(folders, METHODS["full"])
     backbone, task = base(config)
     model, batch = SlotModel(backbone, task, config), texts(task)
     moved = perturbed(model, config)
     merged = merge(SavedAdapter(config, backbone.fingerprint, 0, moved), backbone)
+    assert isinstance(merged, LlamaForCausalLM)
     assert merged.lm_head.weight is merged.model.embed_tokens.weight
     expected = language_features(merged, {name: each[0] for name, each in batch.items()})
     torch.testing.assert_close(outputs(model, config, moved, batch), expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("beams", [1, 4])
-def test_answers_of_each_slot_are_those_of_its_merged_model(folders, beams):
+def test_answers_of_each_slot_are_those_of_its_merged_model(folders: Folders, beams: int) -> None:
     config = run(folders, METHODS["replora"])
     backbone, task = base(config)
     model = SlotModel(backbone, task, config)
@@ -181,7 +187,8 @@ def test_answers_of_each_slot_are_those_of_its_merged_model(folders, beams):
             {name: each.expand(2, *each.shape) for name, each in batch.items()}, parameters
         )
     for slot, own in enumerate(tensors):
-        merged = merge(SavedAdapter(config, backbone.fingerprint, 0, own), backbone)
+        # Any: the annotations of `generate` in transformers are refused by mypy
+        merged: Any = merge(SavedAdapter(config, backbone.fingerprint, 0, own), backbone)
         for row in range(2):
             alone = prompt[row][mask[row].bool()].unsqueeze(0)
             expected = merged.generate(
@@ -196,7 +203,7 @@ def test_answers_of_each_slot_are_those_of_its_merged_model(folders, beams):
     assert not torch.equal(packed[0], packed[1])  # the slots have answers of their own
 
 
-def test_greedy_answers_equal_a_loop_without_a_cache(folders):
+def test_greedy_answers_equal_a_loop_without_a_cache(folders: Folders) -> None:
     config = run(folders, METHODS["lora"])
     backbone, _ = base(config)
     prompt = torch.tensor([[0, 40, 50, 60]])
@@ -212,7 +219,9 @@ def test_greedy_answers_equal_a_loop_without_a_cache(folders):
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks
 @low_rank
-def test_exported_adapter_opens_with_stock_peft_on_a_llama(folders, method, tmp_path):
+def test_exported_adapter_opens_with_stock_peft_on_a_llama(
+    folders: Folders, method: MethodConfig, tmp_path: Path
+) -> None:
     config = run(folders, method, steps=3)
     config = config.model_copy(update={"train": config.train.model_copy(update={"precision": "fp32"})})
     train(config, tmp_path / "run")
@@ -226,15 +235,15 @@ def test_exported_adapter_opens_with_stock_peft_on_a_llama(folders, method, tmp_
     assert not torch.allclose(theirs, plain, rtol=1e-4, atol=1e-5)
 
 
-def merged_logits(run_dir, config, tokens):
-    from replora.methods.folder import load_adapter
-
+def merged_logits(run_dir: Path, config: RunConfig, tokens: Tensor) -> Tensor:
     backbone, _ = base(config)
     with torch.no_grad():
-        return merge(load_adapter(run_dir / "adapter"), backbone)(tokens).logits
+        logits: Tensor = merge(load_adapter(run_dir / "adapter"), backbone)(tokens).logits
+    return logits
 
 
-def test_linear_probe_of_a_language_model_is_refused(folders):
+def test_linear_probe_of_a_language_model_is_refused(folders: Folders) -> None:
     config = run(folders, LinearProbeMethod())
+    backbone, task = base(config)
     with pytest.raises(ConfigError, match="trains only a task head, and commonsense has none"):
-        SlotModel(*base(config), config)
+        SlotModel(backbone, task, config)
