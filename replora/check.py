@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from replora.config import LowRankMethod, ReploraMethod, RunConfig
+from replora.config import GeneratedMethod, LowRankMethod, RunConfig
 from replora.faults import Fault, config_error
 from replora.models import BACKBONES
 from replora.models.shapes import shapes_of
@@ -51,7 +51,7 @@ def misfits(config: RunConfig, targets: Sequence[TargetLike]) -> Iterator[Fault]
         return
     yield from _unknown("targets", method.targets, targets)
     names = method.targets
-    if isinstance(method, ReploraMethod):
+    if isinstance(method, GeneratedMethod):
         yield from _unknown("plain_targets", method.plain_targets, targets)
         both = sorted(set(method.targets) & set(method.plain_targets))
         if both:

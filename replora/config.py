@@ -16,8 +16,12 @@ __all__ = [
     "COMMONSENSE_SETS",
     "BackboneConfig",
     "CommonsenseTask",
+    "ComposedMethod",
     "DigitsTask",
+    "DoraMethod",
+    "DoranMethod",
     "FullMethod",
+    "GeneratedMethod",
     "ImageFolderTask",
     "LinearProbeMethod",
     "LoraMethod",
@@ -70,11 +74,28 @@ class LoraMethod(LowRankMethod):
     name: Literal["lora"] = "lora"
 
 
-class ReploraMethod(LowRankMethod):
-    """RepLoRA: A and B are outputs of small generators shared by the targets of a block.
+class ComposedMethod(LowRankMethod):
+    """A low-rank method whose update may enter the weight in more than one way.
 
-    Known from the paper: two shared MLPs and diagonal seeds. Everything else here is a *choice*
-    of this project (docs/methods.md): one hidden layer, the activation, the bias, the start.
+    Attributes:
+        composition: `additive` (W0 + s B A), `weight-decomposed` (DoRA's learned magnitude on each
+            output) or `noised` (DoRAN's: tau beside the norm).
+        tau: Where tau starts; read only where the composition is `noised`.
+    """
+
+    composition: Literal["additive", "weight-decomposed", "noised"] = "additive"
+    tau: Annotated[float, Field(gt=0.0, le=100.0)] = 0.1
+
+
+class DoraMethod(ComposedMethod):
+    """DoRA: LoRA's A and B, with the magnitude of each output learned apart (Liu et al. 2024)."""
+
+    name: Literal["dora"] = "dora"
+    composition: Literal["weight-decomposed", "noised"] = "weight-decomposed"
+
+
+class GeneratedMethod(ComposedMethod):
+    """A and B are outputs of small generators with one hidden layer.
 
     Attributes:
         hidden: Width h of the generator's hidden layer; the update's rank is at most min(rank, h).
@@ -83,10 +104,9 @@ class ReploraMethod(LowRankMethod):
         seed: `diagonal` as in the paper, or `dense` (r x r).
         scope: A generator per `block`, or one for the whole `model` (seeds stay per block).
         zero_side: Whose heads start at zero, so that the update is exactly zero at the start.
-        plain_targets: Further targets that get plain LoRA of the same rank.
+        plain_targets: Further targets that get plain, additive LoRA of the same rank.
     """
 
-    name: Literal["replora"] = "replora"
     hidden: Positive = 16
     shared: bool = True
     activation: Literal["gelu", "relu", "tanh", "identity"] = "gelu"
@@ -94,6 +114,28 @@ class ReploraMethod(LowRankMethod):
     scope: Literal["block", "model"] = "block"
     zero_side: Literal["A", "B"] = "B"
     plain_targets: tuple[str, ...] = ()
+
+
+class ReploraMethod(GeneratedMethod):
+    """RepLoRA: A and B are outputs of small generators shared by the targets of a block.
+
+    Known from the paper: two shared MLPs and diagonal seeds. Everything else here is a *choice*
+    of this project (docs/methods.md): one hidden layer, the activation, the bias, the start.
+    """
+
+    name: Literal["replora"] = "replora"
+
+
+class DoranMethod(GeneratedMethod):
+    """DoRAN: A and B from auxiliary networks with a shared first layer, and noise in DoRA's norm.
+
+    Reported (arXiv 2510.04331): one hidden layer, its first layer shared by query, value and their
+    heads, tau > 0 learned. *Choices*: everything else, the dense seed among it.
+    """
+
+    name: Literal["doran"] = "doran"
+    composition: Literal["additive", "weight-decomposed", "noised"] = "noised"
+    seed: Literal["diagonal", "dense"] = "dense"
 
 
 class FullMethod(Frozen):
@@ -109,7 +151,8 @@ class LinearProbeMethod(Frozen):
 
 
 MethodConfig = Annotated[
-    ReploraMethod | LoraMethod | FullMethod | LinearProbeMethod, Field(discriminator="name")
+    ReploraMethod | LoraMethod | DoraMethod | DoranMethod | FullMethod | LinearProbeMethod,
+    Field(discriminator="name"),
 ]
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from replora.check import run_faults
 from replora.compose import expanded, run_part
-from replora.config import ReploraMethod, RunConfig
+from replora.config import GeneratedMethod, RunConfig
 from replora.document import Document, parse_override, read_document
 from replora.errors import ConfigError
 from replora.faults import Fault, Keys, Origin, config_error, dotted, shown
@@ -58,7 +58,7 @@ def load_run(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     document = expanded(RunConfig, document, (Path(path),))
     config = _finish(RunConfig, document, overrides, str(path), run_faults)
     method = config.method
-    if isinstance(method, ReploraMethod) and method.hidden < method.rank:
+    if isinstance(method, GeneratedMethod) and method.hidden < method.rank:
         warnings.warn(
             f"{path}: method.hidden = {method.hidden} is below method.rank = {method.rank}; "
             f"the update's rank is at most {method.hidden}.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from replora.config import FullMethod, LowRankMethod, MethodConfig, ReploraMethod
+from replora.config import ComposedMethod, FullMethod, GeneratedMethod, LowRankMethod, MethodConfig
 
 __all__ = ["TargetLike", "trainable_parameters"]
 
@@ -39,7 +39,8 @@ def trainable_parameters(method: MethodConfig, targets: Sequence[TargetLike], ba
 
     LoRA has `r (in + out)` per target. RepLoRA has, per side, a seed `r` (dense: `r^2`) and a hidden
     layer `h r + h` for each generator, and a head `h in` (A side) or `h out` (B side) per target. With
-    `scope: model` the hidden layer and the heads exist once and the seeds once per block.
+    `scope: model` the hidden layer and the heads exist once and the seeds once per block. A decomposed
+    weight adds a magnitude per output, a noised one a tau per target.
 
     Args:
         method: The method.
@@ -51,17 +52,26 @@ def trainable_parameters(method: MethodConfig, targets: Sequence[TargetLike], ba
     if not isinstance(method, LowRankMethod):
         return 0
     chosen = [target for target in targets if target.name in method.targets]
-    if not isinstance(method, ReploraMethod):
-        return _direct(method.rank, chosen)
+    composed = _composed(method, chosen)
+    if not isinstance(method, GeneratedMethod):
+        return composed + _direct(method.rank, chosen)
     plain = [target for target in targets if target.name in method.plain_targets]
-    return _generated(method, chosen) + _direct(method.rank, plain)
+    return composed + _generated(method, chosen) + _direct(method.rank, plain)
+
+
+def _composed(method: LowRankMethod, targets: Sequence[TargetLike]) -> int:
+    """A magnitude for each output where the weight is decomposed, and one tau per target where noised."""
+    if not isinstance(method, ComposedMethod) or method.composition == "additive":
+        return 0
+    noise = len(targets) if method.composition == "noised" else 0
+    return noise + sum(target.outputs for target in targets)
 
 
 def _direct(rank: int, targets: Sequence[TargetLike]) -> int:
     return sum(rank * (target.inputs + target.outputs) for target in targets)
 
 
-def _generated(method: ReploraMethod, targets: Sequence[TargetLike]) -> int:
+def _generated(method: GeneratedMethod, targets: Sequence[TargetLike]) -> int:
     rank, hidden = method.rank, method.hidden
     seeded = {target.block if method.shared else (target.block, target.name) for target in targets}
     if method.scope == "model":

@@ -124,7 +124,7 @@ def _elsewhere(keys: Keys, model_class: type[BaseModel], data: object) -> str:
     annotation, _ = _at(keys[:-1], model_class, data)
     having = [tag for tag, model in variants_of(annotation).items() if word in model.model_fields]
     if having:
-        return f"Only {', '.join(having)} has it. "
+        return f"Only {', '.join(having)} {'has' if len(having) == 1 else 'have'} it. "
     for key in field_keys(model_class):
         section, _, leaf = key.rpartition(".")
         if word == key:

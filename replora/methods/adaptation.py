@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from replora.config import FullMethod, LinearProbeMethod, LowRankMethod, MethodConfig, ReploraMethod
+from replora.config import FullMethod, GeneratedMethod, LinearProbeMethod, LowRankMethod, MethodConfig
+from replora.methods.composition import Decomposition, decomposition
 from replora.methods.factors import DirectFactors, Factors, FactorSource, GeneratedFactors
 from replora.methods.layer import Binding, LayerFactors, SlotLinear
 from replora.methods.layout import Shapes
 from replora.methods.linear import freeze_linears
-from replora.methods.sites import Group, Site, group_targets, select_targets
-from replora.models.base import Backbone, Target
+from replora.methods.sites import Site, group_targets, select_targets
+from replora.models.base import Backbone
 from replora.tasks.base import Batch
 
-__all__ = ["Adaptation", "adapt", "copy_structure", "sources"]
+__all__ = ["Adaptation", "Part", "adapt", "copy_structure", "parts"]
 
 
 class Adaptation(Protocol):
@@ -63,17 +65,54 @@ def adapt(backbone: Backbone, method: MethodConfig) -> Adaptation:
     return LowRankAdaptation(backbone, method)
 
 
-def sources(targets: Sequence[Target], method: LowRankMethod) -> list[tuple[Group, FactorSource]]:
-    """The factor sources of a low-rank method over a backbone's targets, group by group."""
-    found: list[tuple[Group, FactorSource]] = []
-    if isinstance(method, ReploraMethod):
-        for group in group_targets(select_targets(targets, method.targets)):
-            found.append((group, GeneratedFactors(group, group.sites, method)))
-        for group in group_targets(select_targets(targets, method.plain_targets)):
-            found.append((group, DirectFactors(group, group.sites, "plain.")))
-        return found
-    for group in group_targets(select_targets(targets, method.targets)):
-        found.append((group, DirectFactors(group, group.sites, "")))
+@dataclass(frozen=True)
+class Part:
+    """Some sites of one group: where their factors come from and how the updates enter the weights.
+
+    Attributes:
+        source: Makes the factors of its sites.
+        compositions: Of each site; None where the update is added.
+    """
+
+    source: FactorSource
+    compositions: tuple[Decomposition | None, ...]
+
+    def shapes(self, method: LowRankMethod) -> Shapes:
+        """Shapes of one slot's parameters."""
+        shapes = dict(self.source.shapes(method))
+        for composition in self.compositions:
+            shapes |= composition.shapes() if composition else {}
+        return shapes
+
+    def initial(self, method: LowRankMethod, generator: torch.Generator) -> dict[str, Tensor]:
+        """One slot's parameters at the start (fp64)."""
+        tensors = self.source.initial(method, generator)
+        for composition in self.compositions:
+            tensors |= composition.initial(method) if composition else {}
+        return tensors
+
+    def make(
+        self, parameters: Mapping[str, Tensor], ranks: Tensor, scale: Tensor
+    ) -> Iterator[tuple[Site, Factors, tuple[Tensor, ...]]]:
+        """Each site with its factors and its targets' gains `[K, L, O]` (none where additive)."""
+        made = self.source.make(parameters, ranks)
+        for site, factors, composition in zip(self.source.sites, made, self.compositions, strict=True):
+            gains = composition.gains(parameters, factors, scale) if composition else ()
+            yield site, factors, gains
+
+
+def parts(backbone: Backbone, method: LowRankMethod) -> list[Part]:
+    """The parts of a low-rank method on a backbone, group by group."""
+    found: list[Part] = []
+    for group in group_targets(select_targets(backbone.targets, method.targets)):
+        source: FactorSource = DirectFactors(group, group.sites, "")
+        if isinstance(method, GeneratedMethod):
+            source = GeneratedFactors(group, group.sites, method)
+        composed = [decomposition(group, site, backbone.model, method) for site in group.sites]
+        found.append(Part(source, tuple(composed)))
+    if isinstance(method, GeneratedMethod):
+        for group in group_targets(select_targets(backbone.targets, method.plain_targets)):
+            found.append(Part(DirectFactors(group, group.sites, "plain."), (None,) * len(group.sites)))
     return found
 
 
@@ -89,7 +128,7 @@ class LowRankAdaptation:
         self._backbone = backbone
         self._model = copy_structure(backbone.model)
         self._dtype = next(backbone.model.parameters()).dtype
-        self._sources = [source for _, source in sources(backbone.targets, method)]
+        self._parts = parts(backbone, method)
         self._layers = self._inject()
         self._rates: tuple[float, ...] = ()
         self._made: list[Tensor] = []
@@ -98,7 +137,7 @@ class LowRankAdaptation:
     def _inject(self) -> dict[str, SlotLinear]:
         """Replaces each adapted linear of the private module tree; returns the layers by module path."""
         layers: dict[str, SlotLinear] = {}
-        modules = [m for source in self._sources for site in source.sites for m in site.modules]
+        modules = [m for part in self._parts for site in part.source.sites for m in site.modules]
         for path in dict.fromkeys(modules):
             linear = self._model.get_submodule(path)
             if not isinstance(linear, nn.Linear):
@@ -110,17 +149,17 @@ class LowRankAdaptation:
         return layers
 
     def shapes(self, method: MethodConfig) -> Shapes:
-        """Shapes of all factor sources."""
+        """Shapes of all parts."""
         shapes: dict[str, tuple[int, ...]] = {}
-        for source in self._sources:
-            shapes.update(source.shapes(_low_rank(method)))
+        for part in self._parts:
+            shapes.update(part.shapes(_low_rank(method)))
         return shapes
 
     def initial(self, method: MethodConfig, generator: torch.Generator) -> dict[str, Tensor]:
-        """Start of all factor sources, drawn in a fixed order from one generator."""
+        """Start of all parts, drawn in a fixed order from one generator."""
         tensors: dict[str, Tensor] = {}
-        for source in self._sources:
-            tensors.update(source.initial(_low_rank(method), generator))
+        for part in self._parts:
+            tensors.update(part.initial(_low_rank(method), generator))
         return tensors
 
     def prepare(self, parameters: Mapping[str, Tensor], methods: Sequence[MethodConfig]) -> None:
@@ -128,22 +167,25 @@ class LowRankAdaptation:
         low_rank = [_low_rank(method) for method in methods]
         device = next(iter(parameters.values())).device
         ranks = torch.tensor([method.rank for method in low_rank], device=device)
-        scale = torch.tensor([m.alpha / m.rank for m in low_rank], dtype=self._dtype, device=device)
+        scales = [method.alpha / method.rank for method in low_rank]
+        scale = torch.tensor(scales, dtype=self._dtype, device=device)
         self._rates = tuple(method.dropout for method in low_rank)
         self._made, self._grads = [], []
         bound: dict[str, list[LayerFactors]] = {path: [] for path in self._layers}
-        for source in self._sources:
-            for site, factors in zip(source.sites, source.make(parameters, ranks), strict=True):
-                for module, share in zip(site.modules, self._per_layer(site, factors), strict=True):
+        exact = torch.tensor(scales, dtype=next(iter(parameters.values())).dtype, device=device)
+        for part in self._parts:
+            for site, factors, gains in part.make(parameters, ranks, exact.view(-1, 1)):
+                for module, share in zip(site.modules, self._per_layer(site, factors, gains), strict=True):
                     bound[module].append(share)
         anchor = torch.zeros((), device=device, requires_grad=True)
         for path, layer in self._layers.items():
             layer.bound = Binding(tuple(bound[path]), scale.view(-1, 1, 1), anchor)
 
-    def _per_layer(self, site: Site, factors: Factors) -> Iterator[LayerFactors]:
+    def _per_layer(self, site: Site, factors: Factors, gains: tuple[Tensor, ...]) -> Iterator[LayerFactors]:
         """Cuts a site's factors into its layers, each with its part of the gradient buffers."""
         a, grad_a = self._cut(factors[0])
         bs = [self._cut(b) for b in factors[1]]
+        gs = [self._cut(gain.unsqueeze(2)) for gain in gains]
         for layer in range(len(site.modules)):
             yield LayerFactors(
                 rows=site.rows,
@@ -151,6 +193,8 @@ class LowRankAdaptation:
                 b=tuple(b[layer] for b, _ in bs),
                 grad_a=grad_a[layer],
                 grad_b=tuple(grad[layer] for _, grad in bs),
+                gains=tuple(gain[layer] for gain, _ in gs),
+                grad_gains=tuple(grad[layer] for _, grad in gs),
             )
 
     def _cut(self, factor: Tensor) -> tuple[list[Tensor], list[Tensor | None]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from replora.config import FullMethod, LowRankMethod
 from replora.errors import AdapterError
-from replora.methods.adaptation import copy_structure, sources
+from replora.methods.adaptation import copy_structure, parts
+from replora.methods.factors import Factors
 from replora.methods.folder import SavedAdapter
 from replora.methods.layout import Layout, cover
+from replora.methods.sites import Site
 from replora.models.base import Backbone
 
 __all__ = ["BakedTarget", "bake", "head", "merge"]
@@ -20,7 +22,7 @@ __all__ = ["BakedTarget", "bake", "head", "merge"]
 
 @dataclass(frozen=True)
 class BakedTarget:
-    """The plain low-rank update of one target: `W[rows] += scale * b @ a`.
+    """The plain low-rank update of one target: `W[rows] = gain * (W[rows] + scale * b @ a)`.
 
     Attributes:
         name: Target name.
@@ -29,6 +31,7 @@ class BakedTarget:
         a: `[r, I]`.
         b: `[O, r]`.
         scale: `alpha / r`.
+        gain: Of each output `[O]`; None where the update is only added.
     """
 
     name: str
@@ -37,6 +40,7 @@ class BakedTarget:
     a: Tensor
     b: Tensor
     scale: float
+    gain: Tensor | None = None
 
 
 @torch.no_grad()
@@ -50,20 +54,34 @@ def bake(adapter: SavedAdapter, backbone: Backbone) -> list[BakedTarget]:
     method = adapter.config.method
     if not isinstance(method, LowRankMethod):
         return []
-    baked = []
-    for _, source in sources(backbone.targets, method):
-        layout = Layout(source.shapes(cover([method])))
+    baked: list[BakedTarget] = []
+    scale = method.alpha / method.rank
+    for part in parts(backbone, method):
+        layout = Layout(part.shapes(cover([method])))
         matrix = torch.zeros(1, layout.width, dtype=next(iter(adapter.tensors.values())).dtype)
         layout.write(matrix[0], adapter.tensors)
-        made = source.make(layout.views(matrix), torch.tensor([method.rank]))
-        for site, (a, bs) in zip(source.sites, made, strict=True):
-            for layer, module in enumerate(site.modules):
-                for index, (target, rows) in enumerate(zip(site.targets, site.rows, strict=True)):
-                    own_a = a[0, layer, index, : method.rank].clone()
-                    own_b = bs[index][0, layer, : method.rank].T.contiguous()
-                    scale = method.alpha / method.rank
-                    baked.append(BakedTarget(target, module, rows, own_a, own_b, scale))
+        exact = torch.tensor([[scale]], dtype=matrix.dtype)
+        for site, factors, gains in part.make(layout.views(matrix), torch.tensor([method.rank]), exact):
+            for layer in range(len(site.modules)):
+                baked += _baked(site, layer, (factors, gains), method)
     return baked
+
+
+def _baked(
+    site: Site, layer: int, made: tuple[Factors, tuple[Tensor, ...]], method: LowRankMethod
+) -> Iterator[BakedTarget]:
+    """A site's targets in one layer, in the slot's own rank."""
+    (a, bs), gains = made
+    for index, (target, rows) in enumerate(zip(site.targets, site.rows, strict=True)):
+        yield BakedTarget(
+            name=target,
+            module=site.modules[layer],
+            rows=rows,
+            a=a[0, layer, index, : method.rank].clone(),
+            b=bs[index][0, layer, : method.rank].T.contiguous(),
+            scale=method.alpha / method.rank,
+            gain=gains[index][0, layer].clone() if gains else None,
+        )
 
 
 @torch.no_grad()
@@ -86,6 +104,8 @@ def merge(adapter: SavedAdapter, backbone: Backbone) -> nn.Module:
         weight = weights.setdefault(name, model.get_parameter(name).detach().clone())
         low, high = target.rows
         weight[low:high] += (target.scale * target.b @ target.a).to(weight)
+        if target.gain is not None:
+            weight[low:high] *= target.gain.to(weight).unsqueeze(1)
     _replace(model, weights)
     return model
 

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from replora.config import LowRankMethod
+from replora.config import ComposedMethod, LowRankMethod
 from replora.errors import AdapterError
 from replora.methods.bake import BakedTarget, bake, head, merge
 from replora.methods.folder import SavedAdapter, load_adapter, save_adapter
@@ -76,6 +76,8 @@ def _peft_lora(adapter: SavedAdapter, backbone: Backbone) -> Files:
     method = adapter.config.method
     if not isinstance(method, LowRankMethod):
         raise AdapterError(f"a {method.name} run has no LoRA form; export it as merged")
+    if isinstance(method, ComposedMethod) and method.composition != "additive":
+        raise AdapterError(f"a {method.composition} update has no plain LoRA form; export it as merged")
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
     targets = sorted(bake(adapter, backbone), key=lambda target: (target.module, target.rows))
@@ -161,7 +163,6 @@ _PEFT_README = """\
     from peft import PeftModel
     from replora.config import BackboneConfig
     from replora.models.load import load_backbone
-from replora.models.shapes import is_language_model
 
     base = load_backbone(BackboneConfig(name="{name}"), precision="fp32", device="cpu").model
     base.reset_classifier({classes})

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from replora.config import LowRankMethod, ReploraMethod
+from replora.config import GeneratedMethod, LowRankMethod
 from replora.methods.layout import Shapes
 from replora.methods.sites import Group, Site
 
@@ -119,7 +119,7 @@ class GeneratedFactors:
         [1] Truong et al., "RepLoRA", ICML 2025, slides "RepLoRA: Reparameterizing Low-Rank Adaptation".
     """
 
-    def __init__(self, group: Group, sites: Sequence[Site], method: ReploraMethod) -> None:
+    def __init__(self, group: Group, sites: Sequence[Site], method: GeneratedMethod) -> None:
         self.sites = tuple(sites)
         self._blocks = len(group.blocks)
         self._prefix = group.name
@@ -135,7 +135,7 @@ class GeneratedFactors:
         Heads are `[L', T, h, in]` and `[L', h, out]`; G is the number of generators per block, and L' is 1
         where one generator serves all blocks.
         """
-        assert isinstance(method, ReploraMethod)
+        assert isinstance(method, GeneratedMethod)
         rank, hidden, blocks = method.rank, method.hidden, self._generator_blocks
         shapes: dict[str, tuple[int, ...]] = {}
         for side in ("A", "B"):
@@ -151,7 +151,7 @@ class GeneratedFactors:
 
     def initial(self, method: LowRankMethod, generator: torch.Generator) -> dict[str, Tensor]:
         """The start described above."""
-        assert isinstance(method, ReploraMethod)
+        assert isinstance(method, GeneratedMethod)
         shapes = self.shapes(method)
         tensors = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
         bound = 1 / math.sqrt(method.rank)

@@ -1,11 +1,15 @@
 r"""The one low-rank layer: a frozen linear with K adapters, each on its own rows of the batch.
 
-    y_k = W x_k + b + scale_k B_k A_k x_k          k = slot
+    y_k = g_k (W x_k + scale_k B_k A_k x_k) + b          k = slot
+
+The gain `g_k` of each output is 1 unless the weight is decomposed (replora.methods.composition).
 
 Rows `[K * B, ..., I]` arrive slot by slot. Forward and backward are one autograd function: the base
 product and the batched low-rank products write into the same buffers, only x and the `[K, M, T * R]`
 inner activations are saved, no gradient of the frozen weight is ever formed, and the factors'
-gradients accumulate straight into buffers that the pack owns.
+gradients accumulate straight into buffers that the pack owns. The gradient of a gain needs the output
+before it; that is taken back from the layer's own output, which what follows mostly keeps anyway, so
+nothing more is saved.
 """
 
 from __future__ import annotations
@@ -32,6 +36,8 @@ class LayerFactors:
         b: Transposed B of each target, `[K, R, O]`.
         grad_a: Like `a`; None where nothing trains.
         grad_b: Like `b`.
+        gains: Factor of each target's outputs, `[K, 1, O]`; none where the update is only added.
+        grad_gains: Like `gains`.
     """
 
     rows: tuple[tuple[int, int], ...]
@@ -39,6 +45,8 @@ class LayerFactors:
     b: tuple[Tensor, ...]
     grad_a: Tensor | None
     grad_b: tuple[Tensor | None, ...]
+    gains: tuple[Tensor, ...] = ()
+    grad_gains: tuple[Tensor | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,7 +108,8 @@ class _LowRankLinear(torch.autograd.Function):
     ) -> Tensor:
         bound = layer.bound
         assert bound is not None, "an unbound layer is the bare base"
-        y = frozen_linear(x, layer.weight, layer.bias)
+        gained = any(site.gains for site in bound.factors)
+        y = frozen_linear(x, layer.weight, None if gained else layer.bias)
         source = x if dropped is None else dropped
         inners = []
         for site in bound.factors:
@@ -108,15 +117,24 @@ class _LowRankLinear(torch.autograd.Function):
             for (low, high), part, b in zip(site.rows, inner.chunk(len(site.b), dim=2), site.b, strict=True):
                 y[:, :, low:high].baddbmm_(part, b)
             inners.append(inner)
-        ctx.save_for_backward(source, layer.weight, *inners)
-        ctx.bound, ctx.has_dropout = bound, dropped is not None
+        _multiply(y, bound.factors)
+        if gained and layer.bias is not None:
+            y += layer.bias
+        trains = any(grad is not None for site in bound.factors for grad in site.grad_gains)
+        ctx.save_for_backward(source, layer.weight, layer.bias, y if trains else None, *inners)
+        ctx.bound, ctx.has_dropout, ctx.gained = bound, dropped is not None, gained
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (dy,) = grads
-        source, weight, *inners = ctx.saved_tensors
+        source, weight, bias, y, *inners = ctx.saved_tensors
         wants_x, wants_dropped = ctx.needs_input_grad[:2]
+        if y is not None:
+            _backward_gains(ctx.bound.factors, y, bias, dy)
+        if ctx.gained:
+            dy = dy.clone()
+            _multiply(dy, ctx.bound.factors)
         dx = input_gradient(dy, weight) if wants_x else None
         ddropped = torch.zeros_like(source) if ctx.has_dropout and wants_dropped else None
         into = ddropped if ctx.has_dropout else dx
@@ -127,6 +145,23 @@ class _LowRankLinear(torch.autograd.Function):
             if site.grad_a is not None:
                 site.grad_a.baddbmm_(d_inner.transpose(1, 2), source)
         return dx, ddropped, None, None
+
+
+def _multiply(y: Tensor, sites: Sequence[LayerFactors]) -> None:
+    """Outputs (or their gradients) times the gains, in place."""
+    for site in sites:
+        for (low, high), gain in zip(site.rows, site.gains, strict=bool(site.gains)):
+            y[:, :, low:high] *= gain
+
+
+def _backward_gains(sites: Sequence[LayerFactors], y: Tensor, bias: Tensor | None, dy: Tensor) -> None:
+    """Adds `sum(dy (y - b)) / g` over the rows to the gains' gradients; a gain of zero gets none."""
+    for site in sites:
+        for (low, high), gain, grad in zip(site.rows, site.gains, site.grad_gains, strict=bool(site.gains)):
+            if grad is not None:
+                plain = y[:, :, low:high] if bias is None else y[:, :, low:high] - bias[low:high]
+                total = (dy[:, :, low:high] * plain).sum(1, keepdim=True)
+                grad += torch.where(gain == 0, 0.0, total / gain)
 
 
 def _backward_up(site: LayerFactors, inner: Tensor, dy: Tensor) -> Tensor:

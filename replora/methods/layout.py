@@ -17,7 +17,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from replora.config import LowRankMethod, ReploraMethod
+from replora.config import GeneratedMethod, LowRankMethod
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -37,8 +37,8 @@ def cover(methods: Sequence[M]) -> M:
     changes: dict[str, int] = {}
     if isinstance(first, LowRankMethod):
         changes["rank"] = _padded(max(m.rank for m in methods if isinstance(m, LowRankMethod)))
-    if isinstance(first, ReploraMethod):
-        changes["hidden"] = _padded(max(m.hidden for m in methods if isinstance(m, ReploraMethod)))
+    if isinstance(first, GeneratedMethod):
+        changes["hidden"] = _padded(max(m.hidden for m in methods if isinstance(m, GeneratedMethod)))
     return first.model_copy(update=changes)
 
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from replora.config import (
+    DoraMethod,
+    DoranMethod,
     FullMethod,
     LinearProbeMethod,
     LoraMethod,
@@ -23,6 +25,7 @@ from replora.models.load import load_backbone
 from replora.tasks.base import Batch, Direction, Forward, Split, SplitName, Task
 from replora.tasks.load import load_task
 from replora.train.events import Event, Finished
+from replora.train.model import SlotModel
 from replora.train.pack import Pack
 
 #: Every method with a middling structure; the contract suites run each of them.
@@ -35,6 +38,12 @@ METHODS: dict[str, MethodConfig] = {
     "replora-zero-a": ReploraMethod(rank=4, hidden=8, zero_side="A"),
     "replora-plain-key": ReploraMethod(rank=4, hidden=8, plain_targets=("key", "up")),
     "replora-dropout": ReploraMethod(rank=4, hidden=8, dropout=0.1),
+    "replora-decomposed": ReploraMethod(
+        rank=4, hidden=8, composition="weight-decomposed", plain_targets=("key",)
+    ),
+    "dora": DoraMethod(rank=4, targets=("query", "value", "down")),
+    "dora-dropout": DoraMethod(rank=4, dropout=0.1),
+    "doran": DoranMethod(rank=4, hidden=8),
     "full": FullMethod(),
     "linear-probe": LinearProbeMethod(),
 }
@@ -111,6 +120,23 @@ def losses_of_first(
         events += pack.step()
         losses.append(recording.losses[-1][row])
     return torch.stack(losses), events
+
+
+def perturbed(model: SlotModel, config: RunConfig) -> dict[str, Tensor]:
+    """A start with every tensor moved away from it, as one slot's tensors."""
+    generator = torch.Generator().manual_seed(1)
+    return {
+        name: each + 0.1 * torch.randn(each.shape, generator=generator, dtype=each.dtype)
+        for name, each in model.initial(config).items()
+    }
+
+
+def outputs(model: SlotModel, config: RunConfig, tensors: Mapping[str, Tensor], batch: Batch) -> Tensor:
+    """What a model gives for a batch of a pack of one, with one slot's tensors."""
+    parameters = model.one(tensors, config.method)
+    model.adaptation.prepare(parameters, [config.method])
+    with torch.no_grad():
+        return model.forward(batch, parameters)[0]
 
 
 def relative_gap(ours: Tensor, theirs: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""Direct factors with additive composition are PEFT's LoRA: same A and B, same loss curve."""
+"""Direct factors are PEFT's LoRA (added) and DoRA (weight-decomposed): same start, same loss curve."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from replora.config import LoraMethod, RunConfig
+from replora.config import DoraMethod, LoraMethod, LowRankMethod, RunConfig
 from replora.methods.bake import BakedTarget, bake
 from replora.methods.folder import SavedAdapter, load_adapter
 from replora.models.base import Backbone
@@ -26,9 +26,9 @@ TARGETS = {"output": "attn.proj", "up": "mlp.fc1", "down": "mlp.fc2"}
 
 
 def peft_model(
-    backbone: Backbone, targets: Sequence[BakedTarget], method: LoraMethod, head: Mapping[str, Tensor]
+    backbone: Backbone, targets: Sequence[BakedTarget], method: LowRankMethod, head: Mapping[str, Tensor]
 ) -> nn.Module:
-    """The backbone under stock PEFT LoRA, with our starting A, B and head."""
+    """The backbone under stock PEFT LoRA or DoRA, with our starting A, B and head."""
     model = copy.deepcopy(backbone.model)
     model.head = nn.Linear(backbone.width, head["bias"].numel(), dtype=head["bias"].dtype)
     config = LoraConfig(
@@ -36,6 +36,7 @@ def peft_model(
         lora_alpha=method.alpha,  # type: ignore[arg-type]  # annotated int; any number works
         target_modules=list(TARGETS.values()),
         modules_to_save=["head"],
+        use_dora=isinstance(method, DoraMethod),
     )
     wrapped = get_peft_model(model, config, autocast_adapter_dtype=False)
     state = dict(wrapped.named_parameters())
@@ -85,8 +86,11 @@ def starting_point(config: RunConfig, backbone: Backbone, task: Task, folder: Pa
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("fp64", 1e-10)])
-def test_lora_equals_peft_over_100_steps(precision: str, tolerance: float, tmp_path: Path) -> None:
-    method = LoraMethod(rank=4, alpha=16.0, targets=tuple(TARGETS))
+@pytest.mark.parametrize("kind", [LoraMethod, DoraMethod])
+def test_direct_factors_equal_peft_over_100_steps(
+    kind: type[LoraMethod] | type[DoraMethod], precision: str, tolerance: float, tmp_path: Path
+) -> None:
+    method = kind(rank=4, alpha=16.0, targets=tuple(TARGETS))
     config = run(method, lr=1e-3, steps=100, batch=16, precision=precision)
     backbone, task = base(config)
     start = starting_point(config, backbone, task, tmp_path / "start")

@@ -127,10 +127,10 @@ def test_every_fault_comes_in_one_message_in_the_order_of_lines(write: Write) ->
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("method: repllora", "Did you mean replora? Names: replora, lora, full, linear-probe."),
+        ("method: repllora", "Did you mean replora? Names: replora, lora, dora, doran, "),
         ("rank: 4", "Did you mean method.rank?"),
         ("method.rank: 4", "Write rank inside the section method."),
-        ("method: {name: lora, hidden: 4}", "Only replora has it."),
+        ("method: {name: lora, hidden: 4}", "Only replora, doran have it."),
         ("method: {rank: '8'}", "method.rank must be an integer, but got '8'"),
         ("method: {rank: true}", "method.rank must be an integer, but got true"),
         ("method: {shared: yes}", "method.shared must be true or false, but got 'yes'"),

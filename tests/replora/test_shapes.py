@@ -8,7 +8,15 @@ import pytest
 import timm
 import torch
 
-from replora.config import FullMethod, LinearProbeMethod, LoraMethod, MethodConfig, ReploraMethod
+from replora.config import (
+    DoraMethod,
+    DoranMethod,
+    FullMethod,
+    LinearProbeMethod,
+    LoraMethod,
+    MethodConfig,
+    ReploraMethod,
+)
 from replora.methods.adaptation import adapt
 from replora.models import BACKBONES
 from replora.models.base import Backbone
@@ -22,7 +30,11 @@ METHODS: list[MethodConfig] = [
     FullMethod(),
     LinearProbeMethod(),
     LoraMethod(rank=3, targets=("query", "up")),
+    DoraMethod(rank=3, targets=("query", "down")),
+    DoraMethod(composition="noised"),
+    DoranMethod(rank=4, hidden=6, plain_targets=("key",)),
     ReploraMethod(),
+    ReploraMethod(composition="weight-decomposed"),
     ReploraMethod(shared=False, seed="dense", rank=4, hidden=6),
     ReploraMethod(scope="model", targets=("query", "value", "down")),
     ReploraMethod(scope="model", shared=False, seed="dense", plain_targets=("key", "up")),
