@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 HEAVY = {"deepspeed", "matplotlib", "mlflow", "optuna", "peft", "ray", "timm", "torch", "transformers"}
 LIGHT = (
+    "cluster.commands",
     "replora.cli",
     "replora.commands",
     "replora.config",
