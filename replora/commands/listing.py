@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 from replora.compose import RECIPES
-from replora.config import MethodConfig
 from replora.errors import ConfigError
+from replora.methods.cards import METHODS
 from replora.models import BACKBONES
 from replora.models.shapes import shapes_of
 from replora.offers import offers
-from replora.schema import variants_of
 from replora.tasks import TASKS
 from replora.verbs import Answer, Verb, nearest, table
 
@@ -54,10 +52,7 @@ def _catalogs() -> dict[str, Catalog]:
 
 
 def _methods() -> list[Row]:
-    return [
-        {"name": name, "summary": (inspect.getdoc(model) or "").partition("\n")[0]}
-        for name, model in variants_of(MethodConfig).items()
-    ]
+    return [{"name": name, "summary": card.claim} for name, card in METHODS.items()]
 
 
 def _backbones() -> list[Row]:

@@ -1,0 +1,93 @@
+"""One card per method: what it claims, its equation, its paper, how sure each statement is. Without torch.
+
+`replora ls methods`, docs/methods.md and the README's table are made from these cards:
+`python -m replora.methods.page`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["METHODS", "Card"]
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is to be said of a method; its defaults are those of its configuration.
+
+    Attributes:
+        claim: What it is, in one sentence.
+        equation: The adapted weight or output.
+        paper: Where it comes from; empty where nowhere.
+        known: Stated in the paper, or recomputed exactly.
+        reported: Only in a secondary source.
+        choice: Ours, because no source at hand says.
+    """
+
+    claim: str
+    equation: str
+    paper: str = ""
+    known: tuple[str, ...] = ()
+    reported: tuple[str, ...] = ()
+    choice: tuple[str, ...] = ()
+
+
+_GENERATOR = (
+    "one hidden layer per side: A_t[j] = head_A,t . act(W1[:, j] a_j + bias), and the same for B",
+    "GELU and a hidden bias, because a ReLU unit without one stays dead once it is dead",
+    "seeds start at 1, the A-heads give A the deviation of LoRA's, the B-heads start at zero",
+)
+METHODS: dict[str, Card] = {
+    "replora": Card(
+        claim="RepLoRA: A and B are outputs of small generators shared by the targets of a block.",
+        equation="W0 + s B A, [A_Q, A_V] = g_A(a), [B_Q, B_V] = g_B(b)",
+        paper="Truong et al., RepLoRA, ICML 2025, arXiv 2502.03044",
+        known=(
+            "two MLPs, each shared by the query and the value of a block",
+            "the seeds a and b are learned diagonal matrices",
+        ),
+        reported=("after training only A and B are kept: inference costs what LoRA costs",),
+        choice=(*_GENERATOR, "dense seeds, unshared generators, one generator for all blocks: ablations"),
+    ),
+    "lora": Card(
+        claim="LoRA: A and B are learned directly, B starts at zero.",
+        equation="W0 + s B A, s = alpha / r",
+        paper="Hu et al., LoRA, ICLR 2022",
+        known=("B starts at zero, A uniform in +-1 / sqrt(in)",),
+    ),
+    "dora": Card(
+        claim="DoRA: LoRA's A and B, with the magnitude of each output learned apart.",
+        equation="m (W0 + s B A) / ||W0 + s B A||_c",
+        paper="Liu et al., DoRA, ICML 2024",
+        known=("m starts at ||W0||_c", "the norm is a constant in the gradient (section 4.3)"),
+        choice=(
+            "with dropout the base's own product sees the input as it is; in PEFT part of it sees the dropped input",
+            "a slice of a fused linear has magnitudes of its own rows alone",
+        ),
+    ),
+    "doran": Card(
+        claim="DoRAN: A and B from auxiliary networks with a shared first layer, and noise in DoRA's norm.",
+        equation="m (W0 + s B A) / (||W0 + s B A||_c + tau)",
+        paper="Diep et al., DoRAN, arXiv 2510.04331",
+        reported=(
+            "tau is positive and learned",
+            "one-hidden-layer networks whose first layer is shared by query, value and their heads",
+        ),
+        choice=(
+            "tau = softplus of one learned number per target and block, at first 0.1",
+            "m starts at ||W0||_c + tau, so that training starts at W0",
+            "the norm is a constant in the gradient, as in DoRA",
+            "the seeds are dense",
+            *_GENERATOR,
+        ),
+    ),
+    "full": Card(
+        claim="Full fine-tuning: every weight of the backbone and the head trains.",
+        equation="W",
+    ),
+    "linear-probe": Card(
+        claim="Linear probe: only the task head trains.",
+        equation="W0",
+        choice=("the usual floor; not in the paper",),
+    ),
+}
