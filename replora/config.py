@@ -25,6 +25,7 @@ __all__ = [
     "ImageFolderTask",
     "LinearProbeMethod",
     "LoraMethod",
+    "LowRankConfig",
     "LowRankMethod",
     "MethodConfig",
     "OptimConfig",
@@ -150,10 +151,8 @@ class LinearProbeMethod(Frozen):
     name: Literal["linear-probe"] = "linear-probe"
 
 
-MethodConfig = Annotated[
-    ReploraMethod | LoraMethod | DoraMethod | DoranMethod | FullMethod | LinearProbeMethod,
-    Field(discriminator="name"),
-]
+LowRankConfig = ReploraMethod | LoraMethod | DoraMethod | DoranMethod
+MethodConfig = Annotated[LowRankConfig | FullMethod | LinearProbeMethod, Field(discriminator="name")]
 
 
 class DigitsTask(Frozen):

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Protocol
 
-from replora.config import ComposedMethod, FullMethod, GeneratedMethod, LowRankMethod, MethodConfig
+from replora.config import (
+    ComposedMethod,
+    FullMethod,
+    GeneratedMethod,
+    LowRankConfig,
+    LowRankMethod,
+    MethodConfig,
+)
+from replora.errors import ConfigError
 
-__all__ = ["TargetLike", "trainable_parameters"]
+__all__ = ["TargetLike", "rank_for_budget", "trainable_parameters"]
 
 
 class TargetLike(Protocol):
@@ -57,6 +66,35 @@ def trainable_parameters(method: MethodConfig, targets: Sequence[TargetLike], ba
         return composed + _direct(method.rank, chosen)
     plain = [target for target in targets if target.name in method.plain_targets]
     return composed + _generated(method, chosen) + _direct(method.rank, plain)
+
+
+def rank_for_budget(budget: int, method: LowRankConfig, targets: Sequence[TargetLike]) -> int:
+    """Largest rank at which a low-rank method fits a parameter budget; everything else stays as given.
+
+    Args:
+        budget: Trainable parameters allowed over all targets, the task head excluded.
+        method: The method; its own rank is not looked at, its hidden width and composition are.
+        targets: All targets of the backbone.
+
+    Returns:
+        The rank, at least 1 and at most the smallest width of the method's targets.
+
+    Raises:
+        ConfigError: If rank 1 already exceeds the budget, or the backbone has none of the targets.
+    """
+    widths = [min(t.inputs, t.outputs) for t in targets if t.name in method.targets]
+    if not widths:
+        raise ConfigError(f"method.targets: none of {', '.join(method.targets)} is in this backbone")
+
+    def cost(rank: int) -> int:
+        return trainable_parameters(method.model_copy(update={"rank": rank}), targets, 0)
+
+    if cost(1) > budget:
+        raise ConfigError(
+            f"a budget of {budget:,} parameters must hold rank 1 of {method.name}, which has {cost(1):,}; "
+            "raise the budget, or name fewer targets or a smaller hidden width"
+        )
+    return bisect_right(range(1, min(widths) + 1), budget, key=cost)
 
 
 def _composed(method: LowRankMethod, targets: Sequence[TargetLike]) -> int:

@@ -1,12 +1,13 @@
-"""The verbs of one run: `ls`, `show`, `train`, `eval`, `export`. Nothing heavy is imported here."""
+"""The verbs of one run, and `paper`. Nothing heavy is imported here."""
 
 from __future__ import annotations
 
 from replora.commands.listing import LS
+from replora.commands.paper import PAPER
 from replora.commands.running import EVAL, EXPORT, TRAIN
 from replora.commands.showing import SHOW
 from replora.verbs import Verb
 
 __all__ = ["VERBS"]
 
-VERBS: tuple[Verb, ...] = (LS, SHOW, TRAIN, EVAL, EXPORT)
+VERBS: tuple[Verb, ...] = (LS, SHOW, TRAIN, EVAL, EXPORT, PAPER)

@@ -61,7 +61,7 @@ METHODS: dict[str, Card] = {
         paper="Liu et al., DoRA, ICML 2024",
         known=("m starts at ||W0||_c", "the norm is a constant in the gradient (section 4.3)"),
         choice=(
-            "with dropout the base's own product sees the input as it is; in PEFT part of it sees the dropped input",
+            "dropout leaves the input of the base's own product alone; PEFT drops part of it",
             "a slice of a fused linear has magnitudes of its own rows alone",
         ),
     ),

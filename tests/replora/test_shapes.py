@@ -14,9 +14,11 @@ from replora.config import (
     FullMethod,
     LinearProbeMethod,
     LoraMethod,
+    LowRankConfig,
     MethodConfig,
     ReploraMethod,
 )
+from replora.errors import ConfigError
 from replora.methods.adaptation import adapt
 from replora.models import BACKBONES
 from replora.models.base import Backbone
@@ -24,7 +26,7 @@ from replora.models.digits import build_digits_vit
 from replora.models.language import build_language_model, language_config, language_targets
 from replora.models.shapes import LLAMA, TargetShape, shapes_of
 from replora.models.vision import vit_targets
-from replora.parameters import trainable_parameters
+from replora.parameters import rank_for_budget, trainable_parameters
 
 METHODS: list[MethodConfig] = [
     FullMethod(),
@@ -109,7 +111,7 @@ def test_default_replora_on_vit_b16_has_the_known_count() -> None:
     shape = shapes_of("vit-b16")
     assert shape is not None
     count = trainable_parameters(ReploraMethod(rank=8, hidden=16), shape.targets, shape.base_parameters)
-    assert count == pytest.approx(0.593e6, abs=500)
+    assert count == 593_472
 
 
 @pytest.mark.parametrize(
@@ -125,3 +127,34 @@ def test_timm_has_plain_vits_that_are_known_by_name() -> None:
 
 def test_tag_of_timm_weights_does_not_change_the_sizes() -> None:
     assert shapes_of("timm/vit_base_patch16_224.augreg_in21k") == shapes_of("vit-b16")
+
+
+RANKED: list[LowRankConfig] = [
+    DoraMethod(),
+    DoranMethod(hidden=24),
+    LoraMethod(targets=("key", "down")),
+    ReploraMethod(scope="model"),
+]
+
+
+@pytest.mark.parametrize("method", RANKED, ids=repr)
+def test_rank_for_budget_is_the_largest_that_fits(method: LowRankConfig) -> None:
+    shape = shapes_of("vit-s16")
+    assert shape is not None
+    for rank in (1, 7, 64):
+        budget = trainable_parameters(method.model_copy(update={"rank": rank}), shape.targets, 0)
+        assert rank_for_budget(budget, method, shape.targets) == rank
+        assert rank_for_budget(budget + 1, method, shape.targets) == rank
+
+
+def test_rank_for_budget_stops_at_the_width() -> None:
+    shape = shapes_of("vit-s16")
+    assert shape is not None
+    assert rank_for_budget(10**12, LoraMethod(), shape.targets) == 384
+
+
+def test_rank_for_budget_refuses_a_budget_below_rank_1() -> None:
+    shape = shapes_of("vit-s16")
+    assert shape is not None
+    with pytest.raises(ConfigError, match="must hold rank 1 of lora, which has 18,432"):
+        rank_for_budget(18_431, LoraMethod(), shape.targets)
