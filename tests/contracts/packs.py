@@ -96,12 +96,12 @@ class RecordingTask:
 
 
 def neighbour(method: MethodConfig, index: int) -> MethodConfig:
-    """The same method with another rank and width, where it has them."""
+    """The same method with another rank and width, where it has them; index 2 is padded further."""
     changes: dict[str, object] = {}
     if hasattr(method, "rank"):
-        changes = {"rank": 2 + 3 * index, "alpha": 4.0 + index}
+        changes = {"rank": 2 + 9 * index, "alpha": 4.0 + index}
     if hasattr(method, "hidden"):
-        changes["hidden"] = 6 + 5 * index
+        changes["hidden"] = 6 + 17 * index
     return method.model_copy(update=changes)
 
 
@@ -122,9 +122,9 @@ def losses_of_first(
     return torch.stack(losses), events
 
 
-def perturbed(model: SlotModel, config: RunConfig) -> dict[str, Tensor]:
+def perturbed(model: SlotModel, config: RunConfig, seed: int = 1) -> dict[str, Tensor]:
     """A start with every tensor moved away from it, as one slot's tensors."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed)
     return {
         name: each + 0.1 * torch.randn(each.shape, generator=generator, dtype=each.dtype)
         for name, each in model.initial(config).items()

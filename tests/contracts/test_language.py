@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +30,11 @@ from replora.methods.folder import SavedAdapter, load_adapter
 from replora.models.base import Backbone
 from replora.models.language import language_features
 from replora.models.load import load_backbone
-from replora.tasks.base import Batch, Task
+from replora.tasks.base import Task
 from replora.tasks.load import load_task
 from replora.train.loop import train
 from replora.train.model import SlotModel
-from tests.contracts.packs import losses_of_first, neighbour, relative_gap
+from tests.contracts.packs import losses_of_first, neighbour, outputs, perturbed, relative_gap
 from tests.replora.tiny_llama import save_commonsense, save_tiny_llama
 
 #: Folders of the checkpoint and of the data.
@@ -86,22 +85,6 @@ def texts(task: Task, count: int = 3) -> dict[str, Tensor]:
     """A batch of a pack of one."""
     batch = task.split("val").take(torch.arange(count), None)
     return {name: each.unsqueeze(0) for name, each in batch.items()}
-
-
-def perturbed(model: SlotModel, config: RunConfig) -> dict[str, Tensor]:
-    """A start with every tensor moved away from it, as one slot's tensors."""
-    generator = torch.Generator().manual_seed(1)
-    return {
-        name: each + 0.1 * torch.randn(each.shape, generator=generator, dtype=each.dtype)
-        for name, each in model.initial(config).items()
-    }
-
-
-def outputs(model: SlotModel, config: RunConfig, tensors: Mapping[str, Tensor], batch: Batch) -> Tensor:
-    parameters = model.one(tensors, config.method)
-    model.adaptation.prepare(parameters, [config.method])
-    with torch.no_grad():
-        return model.forward(batch, parameters)[0]
 
 
 @methods
