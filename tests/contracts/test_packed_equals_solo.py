@@ -13,6 +13,11 @@ from replora.train.pack import Pack
 from tests.contracts.packs import METHODS, base, final_metrics, losses_of_first, neighbour, relative_gap, run
 
 methods = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
+#: One of each kind of factors, composition and adaptation: what these facts depend on.
+REPRESENTATIVES = ("lora", "replora", "replora-dropout", "doran", "full", "linear-probe")
+representatives = pytest.mark.parametrize(
+    "method", [METHODS[n] for n in REPRESENTATIVES], ids=REPRESENTATIVES
+)
 
 
 @methods
@@ -56,7 +61,7 @@ def test_packed_equals_solo_bit_for_bit_at_any_learning_rate(tmp_path: Path) -> 
     assert torch.equal(packed, solo)
 
 
-@methods
+@representatives
 def test_a_neighbour_that_diverges_changes_nothing(method: MethodConfig, tmp_path: Path) -> None:
     first = run(method)
     calm = run(neighbour(method, 1), seed=1, steps=30)
@@ -69,7 +74,7 @@ def test_a_neighbour_that_diverges_changes_nothing(method: MethodConfig, tmp_pat
     assert relative_gap(actual, expected) < 1e-10
 
 
-@methods
+@representatives
 def test_a_slot_refills_while_its_neighbour_runs(method: MethodConfig, tmp_path: Path) -> None:
     first, short, late = (
         run(method),
