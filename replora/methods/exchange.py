@@ -2,7 +2,9 @@
 
 The only file that knows PEFT. A low-rank update of a slice of a fused qkv becomes part of one LoRA
 on the whole linear: A stacks the targets' A, B has their B as blocks on its diagonal rows, and alpha
-grows with the rank, so the product is the same to the last bit of the format.
+grows with the rank, so the product is the same to the last bit of the format. A decomposed update becomes
+PEFT's DoRA: its magnitudes belong to single output rows, so those outside the targets are their own norms,
+and what tau does to a trained adapter is part of the magnitude.
 """
 
 from __future__ import annotations
@@ -76,17 +78,20 @@ def _peft_lora(adapter: SavedAdapter, backbone: Backbone) -> Files:
     method = adapter.config.method
     if not isinstance(method, LowRankMethod):
         raise AdapterError(f"a {method.name} run has no LoRA form; export it as merged")
-    if isinstance(method, ComposedMethod) and method.composition != "additive":
-        raise AdapterError(f"a {method.composition} update has no plain LoRA form; export it as merged")
+    decomposed = isinstance(method, ComposedMethod) and method.composition != "additive"
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
     targets = sorted(bake(adapter, backbone), key=lambda target: (target.module, target.rows))
-    for module, members in groupby(targets, key=lambda target: target.module):
-        a, b = _stacked(list(members), backbone)
+    for module, run in groupby(targets, key=lambda target: target.module):
+        members = list(run)
+        a, b = _stacked(members, backbone)
         tensors[f"base_model.model.{module}.lora_A.weight"] = a
         tensors[f"base_model.model.{module}.lora_B.weight"] = b
         ranks[module] = a.shape[0]
-    described = _lora_config(ranks, method, adapter)
+        if decomposed:
+            magnitudes = _magnitudes(members, backbone)
+            tensors[f"base_model.model.{module}.lora_magnitude_vector"] = magnitudes
+    described = _lora_config(ranks, method, adapter, use_dora=decomposed)
     trained_head = head(adapter)
     if trained_head is not None:
         tensors["base_model.model.head.weight"], tensors["base_model.model.head.bias"] = trained_head
@@ -112,7 +117,22 @@ def _stacked(targets: Sequence[BakedTarget], backbone: Backbone) -> tuple[Tensor
     return a.float(), b.float()
 
 
-def _lora_config(ranks: Mapping[str, int], method: LowRankMethod, adapter: SavedAdapter) -> str:
+def _magnitudes(targets: Sequence[BakedTarget], backbone: Backbone) -> Tensor:
+    """`gain ||W0 + s B A||_c` of each output row `[O]` of a linear; rows without a gain keep their norm."""
+    weight = backbone.model.get_parameter(f"{targets[0].module}.weight").detach().double().clone()
+    gain = torch.ones(len(weight), dtype=torch.float64)
+    for target in targets:
+        low, high = target.rows
+        weight[low:high] += target.scale * target.b.double() @ target.a.double()
+        if target.gain is not None:
+            gain[low:high] = target.gain
+    magnitudes: Tensor = gain * weight.norm(dim=1)
+    return magnitudes.float()
+
+
+def _lora_config(
+    ranks: Mapping[str, int], method: LowRankMethod, adapter: SavedAdapter, *, use_dora: bool
+) -> str:
     """PEFT's own configuration; every module keeps the scale `alpha / rank` of the method."""
     from peft import LoraConfig  # slow to import
 
@@ -122,6 +142,7 @@ def _lora_config(ranks: Mapping[str, int], method: LowRankMethod, adapter: Saved
         r=rank,
         lora_alpha=alphas[next(iter(ranks))],  # type: ignore[arg-type]
         lora_dropout=method.dropout,
+        use_dora=use_dora,
         target_modules=sorted(ranks),
         rank_pattern={module: found for module, found in ranks.items() if found != rank},
         alpha_pattern={module: alphas[module] for module, found in ranks.items() if found != rank},
@@ -158,7 +179,7 @@ def _merged(adapter: SavedAdapter, backbone: Backbone) -> Files:
 
 
 _PEFT_README = """\
-# A plain LoRA adapter for {name}
+# A PEFT adapter for {name}
 
     from peft import PeftModel
     from replora.config import BackboneConfig
@@ -172,7 +193,7 @@ _PEFT_README = """\
 """
 
 _PEFT_LANGUAGE_README = """\
-# A plain LoRA adapter for {name}
+# A PEFT adapter for {name}
 
     from peft import PeftModel
     from transformers import AutoModelForCausalLM

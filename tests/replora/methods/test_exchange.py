@@ -13,6 +13,8 @@ from timm.models import VisionTransformer
 from torch import Tensor
 
 from replora.config import (
+    DoraMethod,
+    DoranMethod,
     FullMethod,
     LinearProbeMethod,
     LoraMethod,
@@ -35,6 +37,11 @@ LOW_RANK: dict[str, MethodConfig] = {
     "lora": LoraMethod(rank=3),
     "replora": ReploraMethod(rank=3, hidden=5),
     "replora-plain": ReploraMethod(rank=3, hidden=5, plain_targets=("key", "up")),
+    "dora": DoraMethod(rank=3, targets=("query", "value", "output", "down")),
+    "doran": DoranMethod(rank=3, hidden=5),
+    "replora-decomposed": ReploraMethod(
+        rank=3, hidden=5, composition="weight-decomposed", plain_targets=("key", "up")
+    ),
     "replora-model": ReploraMethod(rank=3, hidden=5, scope="model", shared=False),
 }
 
