@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from replora.errors import MachineError
+from sweeps.ray_backend.leftovers import new_folder, remove_leftovers
 
 # Ray reads these when it is imported or when its processes start, so they come before the import.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # known: usage statistics are on by default
@@ -208,7 +209,8 @@ def _scratch_folder() -> Path:
     """A new folder whose path is short enough for Ray's sockets."""
     for parent in (tempfile.gettempdir(), "/tmp"):
         if len(parent) + _SOCKET_SUFFIX < 107 and os.access(parent, os.W_OK):
-            return Path(tempfile.mkdtemp(prefix="replora-", dir=parent))
+            remove_leftovers(Path(parent))
+            return new_folder(Path(parent))
     raise MachineError(
         f"no temporary folder with a short path: {tempfile.gettempdir()} is too long for socket names and "
         f"/tmp is not writable. Set TMPDIR to a short path."

@@ -216,7 +216,7 @@ def test_images_are_found_again_from_any_folder(
         "backbone": {"name": "timm/vit_tiny_patch16_224"},
         "task": {"name": "image-folder", "root": "images"},
     }
-    view = run_sweep(local(run=run), sweep_folder).view
+    view = run_sweep(local(run=run, resources={"slots": 2}), sweep_folder).view
     assert {trial.config["task"]["root"] for trial in view.trials.values()} == {str(tmp_path / "images")}
 
 
