@@ -123,7 +123,7 @@ def cases(folder: Path, *, quick: bool) -> dict[str, RunConfig]:
 def row_of(name: str, config: RunConfig, *, quick: bool) -> Row:
     choice = planned(config)
     tried = list(dict.fromkeys([choice, *by_hand(quick=quick)]))
-    seconds, repeats = (0.1, 1) if quick else (5.0, 3)
+    seconds, repeats = (0.1, 1) if quick else (3.0, 2)
     sides = {str(tuple(each)): partial(steps_per_second, config, seconds, each) for each in tried}
     figures = {side: median(values) for side, values in interleaved(sides, repeats).items()}
     for side, figure in figures.items():
