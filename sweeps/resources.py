@@ -18,7 +18,7 @@ _MAX_SLOTS = 16
 #: A search that learns from results must not start most of its trials before the first result: choice.
 _ADAPTIVE_SHARE = 4
 #: Packing is worth a wider pack only for more than this gain: choice, above the noise of a measurement.
-_WORTHWHILE = 1.05
+_WORTHWHILE = 1.02
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def layout_of(config: SweepConfig, rates: Mapping[int, float] | None = None) -> 
 
     One host for each GPU; without any, one for each core with one thread, because small steps gain
     more from a second pack than from a second thread (one host with all threads where the sweep runs
-    in this process). Slots: the narrowest pack that is within 5 % of the fastest measured one, then
+    in this process). Slots: the narrowest pack that is within 2 % of the fastest measured one, then
     no wider than spreads the search evenly over the hosts in as many rounds.
 
     Args:

@@ -101,9 +101,7 @@ def test_both_hosts_get_trials(sweep: Sweep) -> None:
     assert used.count(["host-0"]) == used.count(["host-1"]) == SLOTS
 
 
-def test_tune_sees_every_report_of_every_trial(
-    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tune_sees_every_report_of_every_trial(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     from sweeps.ray_backend.controller import DirectorScheduler
 
     seen: list[tuple[str, int]] = []
