@@ -194,7 +194,7 @@ class Pack:
 
     def _report(self) -> list[Event]:
         """Evaluates the slots whose turn it is, together; ends those that are done or not finite."""
-        due = [slot for slot in self._occupied if _is_due(slot.step, slot.config.train.eval_every, slot)]
+        due = [slot for slot in self._occupied if _is_due(slot)]
         if not due:
             return []
         events: list[Event] = []
@@ -297,8 +297,10 @@ class Pack:
         }
 
 
-def _is_due(step: int, every: int, slot: _Slot) -> bool:
-    return step % every == 0 or step >= slot.config.train.steps
+def _is_due(slot: _Slot) -> bool:
+    """Whether the slot is evaluated after the step that it has just taken."""
+    train = slot.config.train
+    return slot.step % train.eval_every == 0 or slot.step >= train.steps
 
 
 def _check_shapes(tensors: Mapping[str, Tensor], shapes: Shapes, folder: Path) -> None:

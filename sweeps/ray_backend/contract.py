@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from replora.config import RunConfig
 from replora.train.events import Event
+from sweeps.host import Assignment
 
 __all__ = ["Director", "HostFactory", "HostPlan", "Task", "Trainer"]
 
@@ -30,28 +30,8 @@ class HostPlan:
     folder: Path
 
 
-class Task(Protocol):
+class Task(Assignment, Protocol):
     """One trial to run; `sweeps.director.TrialTask` is one."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Name of the trial."""
-        ...
-
-    @property
-    def config(self) -> RunConfig:
-        """What to train."""
-        ...
-
-    @property
-    def folder(self) -> Path:
-        """Where its checkpoints lie."""
-        ...
-
-    @property
-    def step(self) -> int:
-        """The latest step whose checkpoint it may go on from."""
-        ...
 
     @property
     def attempt(self) -> int:
