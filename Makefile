@@ -1,7 +1,7 @@
 # Everything runs from .venv/, which each target completes first.
 
 PYTHON ?= python3
-EXTRAS ?= cma,deepspeed,test
+EXTRAS ?= cma,deepspeed,postgres,test
 RUNS ?= runs
 BENCH_ARGS ?=
 

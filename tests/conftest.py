@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.needs import missing
+
 # Before anything imports numpy, torch, ray or mlflow; child processes inherit them.
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
@@ -48,11 +50,7 @@ def torch_as_it_was() -> Iterator[None]:
 def chromium() -> str:
     """Path of the headless browser; a machine of CI must have it."""
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
-        if os.environ.get("CI"):
-            pytest.fail("chromium is missing, and .ci/run should have installed it")
-        pytest.skip("chromium is not installed: apt-get install chromium")
-    return path
+    return path or missing("chromium is not installed: apt-get install chromium")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -15,8 +15,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LINES = (ROOT / "constraints.txt").read_text().splitlines()
 PINS = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in LINES)}
 EXTRAS = PROJECT["optional-dependencies"]
-INSTALLED = [*PROJECT["dependencies"], *EXTRAS["cma"], *EXTRAS["deepspeed"], *EXTRAS["test"]]
-REQUIREMENTS = [Requirement(text) for text in INSTALLED]
+INSTALLED = ("cma", "deepspeed", "postgres", "test")
+TEXTS = [*PROJECT["dependencies"], *(text for name in INSTALLED for text in EXTRAS[name])]
+REQUIREMENTS = [Requirement(text) for text in TEXTS]
 
 
 def test_every_constraint_is_an_exact_version_from_no_named_host() -> None:

@@ -2,8 +2,8 @@
 
 `python -m benchmarks._peers.tune_lora SPEC.json`; the spec holds `runs` (RunConfigs, one per trial), `mode`
 (`default`: a process per trial, as Tune comes; `reuse`: reused actors with base and data cached in
-the process), `cores` and `metric`. Prints one line of JSON: trials, errors, best, and when (unix
-seconds) `fit` ended.
+the process), `cores` and `metric`. Prints one line of JSON: trials, errors, best, when each trial reported
+last (whole unix seconds), and when `fit` ended.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ def run_tune(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
     ended = time.time()
     metrics = [results[index].metrics for index in range(len(results))]
     best = max((found[spec["metric"]] for found in metrics if found), default=None)
-    return {"trials": len(results), "errors": len(results.errors), "best": best, "ended": ended}
+    reported = sorted(found["timestamp"] for found in metrics if found)
+    counts = {"trials": len(results), "errors": len(results.errors)}
+    return {**counts, "best": best, "reported": reported, "ended": ended}
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from replora.errors import TrackingError
 from sweeps.ledger import Ledger
 from sweeps.mlflow_recorder import MlflowRecorder, check_reachable, sync
 from sweeps.tracking import STATE_NAME
+from tests.needs import missing
 from tests.sweeps import tracked
 from tests.sweeps.tracked import free_port, rows_at, rows_due, runs_at
 
@@ -27,14 +28,14 @@ pytestmark = pytest.mark.slow
 def programs() -> Path:
     """Folder of PostgreSQL's server programs."""
     if importlib.util.find_spec("psycopg") is None:
-        pytest.skip("psycopg is not installed: pip install replora[postgres]")
+        missing("psycopg is not installed: pip install replora[postgres]")
     config = shutil.which("pg_config")
     if config is None:
-        pytest.skip("PostgreSQL is not installed: apt-get install postgresql libpq-dev")
+        missing("PostgreSQL is not installed: apt-get install postgresql libpq-dev")
     done = subprocess.run([config, "--bindir"], capture_output=True, text=True, check=True)
     folder = Path(done.stdout.strip())
     if not (folder / "initdb").exists():
-        pytest.skip(f"{folder} has no PostgreSQL server programs: apt-get install postgresql")
+        missing(f"{folder} has no PostgreSQL server programs: apt-get install postgresql")
     return folder
 
 
