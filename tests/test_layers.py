@@ -43,10 +43,10 @@ def toy_tree(tmp_path: Path) -> Path:
         "sweeps/ray_backend/session.py": "ray.tune",
         "sweeps/search.py": "optuna",
         "sweeps/mlflow_recorder.py": "mlflow",
-        "replora/methods/exchange.py": "peft",
+        "replora/methods/exchange/tuner.py": "peft",
         "replora/train/engine.py": "deepspeed",
     }
-    for name in ("ablations", "sweeps/ray_backend", "cluster", "replora/methods", "replora/train"):
+    for name in ("ablations", "sweeps/ray_backend", "cluster", "replora/methods/exchange", "replora/train"):
         (tmp_path / name).mkdir(parents=True)
     for folder in filter(Path.is_dir, tmp_path.rglob("*")):
         (folder / "__init__.py").touch()

@@ -96,7 +96,7 @@ def _configure_export(parser: argparse.ArgumentParser) -> None:
 
 def _export(options: argparse.Namespace) -> Answer:
     _require_folder(options.run_dir)
-    from replora.methods.exchange import export
+    from replora.methods.exchange.folders import export
 
     export(options.run_dir, options.form, options.out)
     document = {"run_dir": str(options.run_dir), "form": options.form, "out": str(options.out)}

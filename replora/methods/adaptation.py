@@ -22,7 +22,7 @@ from replora.methods.layer import Binding, LayerFactors, SlotLinear
 from replora.methods.layout import Shapes
 from replora.methods.linear import freeze_linears
 from replora.methods.sites import Site, group_targets, select_targets
-from replora.models.base import Backbone
+from replora.models.base import Backbone, Target
 from replora.tasks.base import Batch
 
 __all__ = ["Adaptation", "Part", "adapt", "copy_structure", "parts"]
@@ -101,17 +101,17 @@ class Part:
             yield site, factors, gains
 
 
-def parts(backbone: Backbone, method: LowRankMethod) -> list[Part]:
-    """The parts of a low-rank method on a backbone, group by group."""
+def parts(model: nn.Module, targets: Sequence[Target], method: LowRankMethod) -> list[Part]:
+    """The parts of a low-rank method on a model with these targets, group by group."""
     found: list[Part] = []
-    for group in group_targets(select_targets(backbone.targets, method.targets)):
+    for group in group_targets(select_targets(targets, method.targets)):
         source: FactorSource = DirectFactors(group, group.sites, "")
         if isinstance(method, GeneratedMethod):
             source = GeneratedFactors(group, group.sites, method)
-        composed = [decomposition(group, site, backbone.model, method) for site in group.sites]
+        composed = [decomposition(group, site, model, method) for site in group.sites]
         found.append(Part(source, tuple(composed)))
     if isinstance(method, GeneratedMethod):
-        for group in group_targets(select_targets(backbone.targets, method.plain_targets)):
+        for group in group_targets(select_targets(targets, method.plain_targets)):
             found.append(Part(DirectFactors(group, group.sites, "plain."), (None,) * len(group.sites)))
     return found
 
@@ -128,7 +128,7 @@ class LowRankAdaptation:
         self._backbone = backbone
         self._model = copy_structure(backbone.model)
         self._dtype = next(backbone.model.parameters()).dtype
-        self._parts = parts(backbone, method)
+        self._parts = parts(backbone.model, backbone.targets, method)
         self._layers = self._inject()
         self._rates: tuple[float, ...] = ()
         self._made: list[Tensor] = []

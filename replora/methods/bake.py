@@ -56,7 +56,7 @@ def bake(adapter: SavedAdapter, backbone: Backbone) -> list[BakedTarget]:
         return []
     baked: list[BakedTarget] = []
     scale = method.alpha / method.rank
-    for part in parts(backbone, method):
+    for part in parts(backbone.model, backbone.targets, method):
         layout = Layout(part.shapes(cover([method])))
         matrix = torch.zeros(1, layout.width, dtype=next(iter(adapter.tensors.values())).dtype)
         layout.write(matrix[0], adapter.tensors)

@@ -1,7 +1,7 @@
 """An adapter's own folder: `adapter_config.json` and `adapter.safetensors`, written whole or not at all.
 
 The tensors are exactly what trained (generators once, not per layer), so loading resumes or bakes
-without loss. `replora.methods.exchange` turns the folder into plain LoRA or merged weights.
+without loss. `replora.methods.exchange.folders` turns the folder into plain LoRA or merged weights.
 """
 
 from __future__ import annotations

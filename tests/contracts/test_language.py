@@ -25,7 +25,7 @@ from replora.config import (
 )
 from replora.errors import ConfigError
 from replora.methods.bake import merge
-from replora.methods.exchange import export
+from replora.methods.exchange.folders import export
 from replora.methods.folder import SavedAdapter, load_adapter
 from replora.models.base import Backbone
 from replora.models.language import language_features

@@ -24,7 +24,7 @@ from replora.config import (
     TrainConfig,
 )
 from replora.errors import AdapterError
-from replora.methods.exchange import export
+from replora.methods.exchange.folders import export
 from replora.methods.folder import load_adapter
 from replora.models.load import load_backbone
 from replora.tasks.load import load_task

@@ -1,6 +1,6 @@
 """Adapters for other programs: plain LoRA folders that stock PEFT opens, and merged weights.
 
-The only file that knows PEFT. A low-rank update of a slice of a fused qkv becomes part of one LoRA
+A low-rank update of a slice of a fused qkv becomes part of one LoRA
 on the whole linear: A stacks the targets' A, B has their B as blocks on its diagonal rows, and alpha
 grows with the rank, so the product is the same to the last bit of the format. A decomposed update becomes
 PEFT's DoRA: its magnitudes belong to single output rows, so those outside the targets are their own norms,
