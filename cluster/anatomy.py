@@ -64,6 +64,11 @@ def anatomy_of(config: RunConfig) -> Anatomy:
             f"backbone.name: the sizes of {config.backbone.name} are not known without building it, so its "
             f"memory cannot be planned.\n  {hint}Known: {', '.join(_KNOWN)}, plain timm/vit_* names."
         )
+    if not isinstance(shape, BackboneShape | LanguageShape):
+        raise PlanError(
+            f"backbone.name: memory of {config.backbone.name} is not planned yet: its activations were never "
+            f"measured against a formula.\n  Planned: {', '.join(_KNOWN)}, plain timm/vit_* names."
+        )
     return _llama(shape, config) if isinstance(shape, LanguageShape) else _vit(shape)
 
 

@@ -22,7 +22,7 @@ class Target:
         module: Dotted path of the `nn.Linear` inside the model.
         rows: First and one-past-last output row of the slice; `(0, out)` for a whole linear.
         inputs: Input features.
-        heads: Attention heads that share the rows equally (1 where heads make no sense).
+        heads: Attention heads that share the rows equally, one after the other; 0 where there are none.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Target:
     module: str
     rows: tuple[int, int]
     inputs: int
-    heads: int = 1
+    heads: int = 0
 
     @property
     def outputs(self) -> int:

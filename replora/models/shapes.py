@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-__all__ = ["LLAMA", "BackboneShape", "LanguageShape", "TargetShape", "is_language_model", "shapes_of"]
+__all__ = [
+    "BART",
+    "LLAMA",
+    "VIDEO_SWIN",
+    "BackboneShape",
+    "BartShape",
+    "LanguageShape",
+    "Shape",
+    "TargetShape",
+    "VideoSwinShape",
+    "is_language_model",
+    "shapes_of",
+]
 
 
 @dataclass(frozen=True)
@@ -16,6 +29,7 @@ class TargetShape:
     block: int
     inputs: int
     outputs: int
+    heads: int = 0
 
 
 @dataclass(frozen=True)
@@ -37,6 +51,11 @@ class BackboneShape:
     image_size: int
     patch: int
     channels: int = 3
+
+    @property
+    def beside_parameters(self) -> int:
+        """Nothing trains beside a method."""
+        return 0
 
     @property
     def tokens(self) -> int:
@@ -88,6 +107,11 @@ class LanguageShape:
     key_heads: int
 
     @property
+    def beside_parameters(self) -> int:
+        """Nothing trains beside a method."""
+        return 0
+
+    @property
     def base_parameters(self) -> int:
         """Per block four projections, three linears `3 d i` and two norms `2 d`; embedding, norm, head."""
         block = sum(target.inputs * target.outputs for target in self._block(0)) + 2 * self.width
@@ -105,6 +129,154 @@ class LanguageShape:
         return [TargetShape(name, block, inputs, outputs) for name, (inputs, outputs) in sizes.items()]
 
 
+@dataclass(frozen=True)
+class VideoSwinShape:
+    """torchvision's Video Swin: stages of windowed attention, each half as fine and twice as wide.
+
+    Attributes:
+        embed: Features of a token in the first stage, e.
+        depths: Attention blocks of each stage.
+        heads: Attention heads of a block of each stage.
+        window: Tokens of a window: in time, height and width.
+        patch: Frames, height and width of a patch.
+        channels: Input channels.
+    """
+
+    embed: int
+    depths: tuple[int, ...]
+    heads: tuple[int, ...]
+    window: tuple[int, int, int] = (8, 7, 7)
+    patch: tuple[int, int, int] = (2, 4, 4)
+    channels: int = 3
+
+    @property
+    def width(self) -> int:
+        """Features that a task head reads: those of the last stage."""
+        return self._width(len(self.depths) - 1)
+
+    @property
+    def beside_parameters(self) -> int:
+        """Nothing trains beside a method."""
+        return 0
+
+    @property
+    def base_parameters(self) -> int:
+        """Weights of the backbone without a task head.
+
+        Patches `c p e + e` and their norm `2 e`. Per block of width d, with h heads: attention and MLP as
+        in a ViT, and a position table `(2 wt - 1)(2 wh - 1)(2 ww - 1) h`. Between stages a norm `8 d` and
+        a linear `8 d^2` without bias. A last norm.
+        """
+        offsets = math.prod(2 * each - 1 for each in self.window)
+        total = self.channels * math.prod(self.patch) * self.embed + 3 * self.embed
+        for stage, (depth, heads) in enumerate(zip(self.depths, self.heads, strict=True)):
+            d = self._width(stage)
+            total += depth * (12 * d**2 + 13 * d + offsets * heads)
+            total += 0 if stage == len(self.depths) - 1 else 8 * d**2 + 8 * d
+        return total + 2 * self.width
+
+    @property
+    def targets(self) -> tuple[TargetShape, ...]:
+        """Every adaptable target, blocks in order and counted through all stages."""
+        blocks = [stage for stage, depth in enumerate(self.depths) for _ in range(depth)]
+        return tuple(target for block, stage in enumerate(blocks) for target in self._block(block, stage))
+
+    def _width(self, stage: int) -> int:
+        return self.embed << stage  # each stage is twice as wide as the one before
+
+    def _block(self, block: int, stage: int) -> list[TargetShape]:
+        d, heads = self._width(stage), self.heads[stage]
+        sizes = dict.fromkeys(("query", "key", "value"), (d, d, heads))
+        sizes |= {"output": (d, d, 0), "up": (d, 4 * d, 0), "down": (4 * d, d, 0)}
+        return [TargetShape(name, block, *size) for name, size in sizes.items()]
+
+
+@dataclass(frozen=True)
+class BartShape:
+    """BART: post-norm encoder and decoder with learned positions, biases everywhere, tied embeddings.
+
+    Attributes:
+        width: Features of a token, d.
+        depth: Layers of the encoder, and of the decoder.
+        heads: Attention heads of a block.
+        hidden: Features inside the MLP, i.
+        vocabulary: Tokens it knows, V.
+        positions: Rows of a position table (two more than positions, as BART counts them).
+        visual: Width of the visual features that VL-BART takes beside the text; 0 for text alone.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    hidden: int
+    vocabulary: int
+    positions: int
+    visual: int = 0
+
+    @property
+    def base_parameters(self) -> int:
+        """Embedding `V d`, two position tables with norms, encoder and decoder layers, the visual embedding.
+
+        A layer has attention blocks `4 d^2 + 4 d` (one in the encoder, two in the decoder), an MLP
+        `2 d i + d + i`, and one norm `2 d` more than it has attention blocks.
+        """
+        d, attention = self.width, 4 * self.width**2 + 4 * self.width
+        mlp = 2 * d * self.hidden + d + self.hidden
+        layers = self.depth * (3 * attention + 2 * mlp + 10 * d)
+        return (self.vocabulary + 2 * self.positions) * d + 4 * d + layers + self.visual_parameters
+
+    @property
+    def visual_parameters(self) -> int:
+        """Of VL-BART's visual embedding (known): a linear and a norm each for features and boxes, two images.
+
+        Features `F d + 3 d`, the five numbers of a box `5 d + 3 d`, an embedding `2 d` of the image's place.
+        """
+        return (self.visual + 13) * self.width if self.visual else 0
+
+    @property
+    def bias_parameters(self) -> int:
+        """All biases: of linears and norms."""
+        layer = 3 * 4 + 2 * 1 + 5  # in units of d: attention blocks, MLPs down, norms
+        return self.depth * (layer * self.width + 2 * self.hidden) + 2 * self.width
+
+    @property
+    def beside_parameters(self) -> int:
+        """VL-BART trains its biases and its visual embedding beside any method (known)."""
+        return self.bias_parameters + self.visual_parameters if self.visual else 0
+
+    @property
+    def targets(self) -> tuple[TargetShape, ...]:
+        """Every adaptable target: blocks of the encoder, then each decoder layer's own and cross one.
+
+        The MLP of a decoder layer is counted to its cross-attention block.
+        """
+        blocks = [True] * self.depth + [False, True] * self.depth
+        return tuple(t for block, has_mlp in enumerate(blocks) for t in self._block(block, has_mlp))
+
+    def _block(self, block: int, has_mlp: bool) -> list[TargetShape]:
+        d = self.width
+        sizes = dict.fromkeys(("query", "key", "value"), (d, d, self.heads)) | {"output": (d, d, 0)}
+        if has_mlp:
+            sizes |= {"up": (d, self.hidden, 0), "down": (self.hidden, d, 0)}
+        return [TargetShape(name, block, *size) for name, size in sizes.items()]
+
+
+Shape = BackboneShape | LanguageShape | VideoSwinShape | BartShape
+
+#: Known: torchvision's builders. `video-swin-nano` is ours, for first tries and tests.
+VIDEO_SWIN = {
+    "video-swin-nano": VideoSwinShape(16, (2, 2), (2, 4), window=(2, 4, 4)),
+    "video-swin-t": VideoSwinShape(96, (2, 2, 6, 2), (3, 6, 12, 24)),
+    "video-swin-s": VideoSwinShape(96, (2, 2, 18, 2), (3, 6, 12, 24)),
+    "video-swin-b": VideoSwinShape(128, (2, 2, 18, 2), (4, 8, 16, 32)),
+}
+_BART_BASE = BartShape(width=768, depth=6, heads=12, hidden=3072, vocabulary=50265, positions=1026)
+#: Known: the published configuration of facebook/bart-base; features of VL-BART's image and video tasks.
+BART = {
+    "bart-base": _BART_BASE,
+    "vl-bart-image": replace(_BART_BASE, visual=2048),
+    "vl-bart-video": replace(_BART_BASE, visual=512),
+}
 #: Known: Touvron et al., "LLaMA", 2023, table 2, and the published configurations.
 LLAMA = {
     "llama-7b": LanguageShape(4096, 32, 32, 11008, 32000, key_heads=32),
@@ -118,15 +290,14 @@ _TIMM = re.compile(r"timm/vit_(tiny|small|base|large)_patch(8|16|32)_(224|384)(?
 
 def is_language_model(name: str) -> bool:
     """Whether a backbone's configured name is that of a language model."""
-    return name in LLAMA or name.startswith("hf/")
+    return name in LLAMA or name in BART or name.startswith("hf/")
 
 
-def shapes_of(name: str) -> BackboneShape | LanguageShape | None:
+def shapes_of(name: str) -> Shape | None:
     """The sizes of a backbone by its configured name; None where only building the model tells."""
-    if name == "vit-digits":
-        return _DIGITS
-    if name in LLAMA:
-        return LLAMA[name]
+    known: dict[str, Shape] = {"vit-digits": _DIGITS, **LLAMA, **VIDEO_SWIN, **BART}
+    if name in known:
+        return known[name]
     if name in _NAMED:
         return BackboneShape(*_SIZES[_NAMED[name]], image_size=224, patch=16)
     found = _TIMM.fullmatch(name)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 import timm
 import torch
+from torchvision.models import video
 
 from replora.config import (
     DoraMethod,
@@ -24,7 +26,7 @@ from replora.models import BACKBONES
 from replora.models.base import Backbone
 from replora.models.digits import build_digits_vit
 from replora.models.language import build_language_model, language_config, language_targets
-from replora.models.shapes import LLAMA, TargetShape, shapes_of
+from replora.models.shapes import BART, LLAMA, VIDEO_SWIN, TargetShape, shapes_of
 from replora.models.vision import vit_targets
 from replora.parameters import rank_for_budget, trainable_parameters
 
@@ -79,6 +81,50 @@ def test_llama_has_the_known_counts(name: str, parameters: int, lora: int) -> No
     method = LoraMethod(rank=32, targets=("query", "key", "value", "up", "down"))
     assert shape.base_parameters == parameters
     assert trainable_parameters(method, shape.targets, parameters) == lora
+
+
+def bart_base() -> torch.nn.Module:
+    from transformers import BartConfig, BartForConditionalGeneration
+
+    shape = BART["bart-base"]
+    sizes: dict[str, Any] = {
+        "encoder_layers": shape.depth,
+        "decoder_layers": shape.depth,
+        "d_model": shape.width,
+    }
+    sizes |= dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), shape.hidden)
+    with torch.device("meta"):
+        model: torch.nn.Module = BartForConditionalGeneration(
+            BartConfig(vocab_size=shape.vocabulary, max_position_embeddings=shape.positions - 2, **sizes)
+        )
+    return model
+
+
+def test_bart_base_has_the_known_counts() -> None:
+    shape, weights = BART["bart-base"], dict(bart_base().named_parameters())
+    assert shape.base_parameters == 139_420_416 == sum(weight.numel() for weight in weights.values())
+    biases = [weight.numel() for name, weight in weights.items() if name.endswith("bias")]
+    assert shape.bias_parameters == sum(biases)
+
+
+@pytest.mark.parametrize(
+    ("name", "trained", "percent"), [("vl-bart-image", 8_786_688, 5.93), ("vl-bart-video", 7_607_040, 5.17)]
+)
+def test_lora_on_vl_bart_has_the_known_counts(name: str, trained: int, percent: float) -> None:
+    shape = BART[name]
+    lora = trainable_parameters(LoraMethod(rank=128), shape.targets, shape.base_parameters)
+    assert lora + shape.beside_parameters == trained
+    of_all = trained / (BART["bart-base"].base_parameters + trained)  # fits both of the paper's figures
+    assert round(100 * of_all, 2) == percent
+
+
+@pytest.mark.parametrize("name", ["video-swin-t", "video-swin-s", "video-swin-b"])
+def test_video_swin_has_as_many_parameters_as_torchvisions(name: str) -> None:
+    build = getattr(video, name.replace("video-swin-", "swin3d_"))
+    with torch.device("meta"):
+        model = build(weights=None, num_classes=51)
+    head = 51 * (VIDEO_SWIN[name].width + 1)
+    assert VIDEO_SWIN[name].base_parameters + head == sum(each.numel() for each in model.parameters())
 
 
 @pytest.mark.parametrize("name", ["vit-digits", "vit-s16", "llama-7b"])
