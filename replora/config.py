@@ -29,6 +29,7 @@ __all__ = [
     "LowRankMethod",
     "MethodConfig",
     "OptimConfig",
+    "OptimPhase",
     "ReploraMethod",
     "RunConfig",
     "TaskConfig",
@@ -241,12 +242,28 @@ class CommonsenseTask(Frozen):
 TaskConfig = Annotated[DigitsTask | ImageFolderTask | CommonsenseTask, Field(discriminator="name")]
 
 
+class OptimPhase(Frozen):
+    """Another learning rate and weight decay from a step on, as population-based training finds them.
+
+    Attributes:
+        from_step: Optimizer steps done when it begins.
+    """
+
+    from_step: Positive
+    lr: Annotated[float, Field(gt=0.0)]
+    weight_decay: Annotated[float, Field(ge=0.0)]
+
+
 class OptimConfig(Frozen):
     """AdamW (decoupled weight decay), its schedule and gradient clipping; all per slot of a pack.
 
     Attributes:
         warmup_steps: Steps of linear warm-up from 0 before the schedule.
         schedule: Shape of the learning rate after the warm-up, over the full length of the run.
+        restarts: Steps at which the schedule has come to its end and begins anew (warm restarts), in
+            rising order; empty: one schedule over the full length.
+        phases: Learning rates and weight decays that replace `lr` and `weight_decay` in the course of
+            the run, in rising order; the shape of the schedule stays.
         clip_norm: Largest global gradient norm, or null for no clipping.
     """
 
@@ -257,7 +274,21 @@ class OptimConfig(Frozen):
     eps: Annotated[float, Field(gt=0.0)] = 1e-8
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     warmup_steps: Annotated[int, Field(ge=0)] = 0
+    restarts: tuple[Positive, ...] = ()
+    phases: tuple[OptimPhase, ...] = ()
     clip_norm: Annotated[float, Field(gt=0.0)] | None = 1.0
+
+    @model_validator(mode="after")
+    def _steps_rise(self) -> OptimConfig:
+        for name, steps in (
+            ("restarts", self.restarts),
+            ("phases", [each.from_step for each in self.phases]),
+        ):
+            if list(steps) != sorted(set(steps)):
+                raise ValueError(
+                    f"optim.{name} must be at rising steps, but got {', '.join(map(str, steps))}"
+                )
+        return self
 
 
 class TrainConfig(Frozen):

@@ -14,7 +14,7 @@ from replora.schema import is_path
 __all__ = ["VERSION", "fingerprint", "group_fingerprint"]
 
 #: Raised when the same configuration would train differently or be written differently.
-VERSION = 2
+VERSION = 3
 
 
 def fingerprint(config: BaseModel) -> str:

@@ -20,22 +20,38 @@ from torch import Tensor
 
 from replora.config import OptimConfig
 
-__all__ = ["adamw_step", "clip_rows", "learning_rate"]
+__all__ = ["adamw_step", "clip_rows", "in_force", "learning_rate"]
 
 
 def learning_rate(optim: OptimConfig, step: int, steps: int) -> float:
     """Learning rate of the update number `step` (from 0) in a run of `steps` updates.
 
-    Linear warm-up over `warmup_steps`, then constant, linear to 0 or cosine to 0 over the rest.
+    Linear warm-up over `warmup_steps`, then constant, linear to 0 or cosine to 0 over the rest. Where
+    there are `restarts`, each part between two of them has the whole schedule, the first one alone the
+    warm-up [1]; the peak is that of the phase in force.
+
+    References:
+        [1] Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR 2017.
     """
+    peak = in_force(optim, step).lr
     if step < optim.warmup_steps:
-        return optim.lr * (step + 1) / (optim.warmup_steps + 1)
+        return peak * (step + 1) / (optim.warmup_steps + 1)
     if optim.schedule == "constant":
-        return optim.lr
-    done = (step - optim.warmup_steps) / max(1, steps - optim.warmup_steps)
+        return peak
+    begin = max([optim.warmup_steps, *(at for at in optim.restarts if at <= step)])
+    end = min([steps, *(at for at in optim.restarts if at > step)])
+    done = (step - begin) / max(1, end - begin)
     if optim.schedule == "linear":
-        return optim.lr * (1 - done)
-    return optim.lr * 0.5 * (1 + math.cos(math.pi * done))
+        return peak * (1 - done)
+    return peak * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def in_force(optim: OptimConfig, step: int) -> OptimConfig:
+    """The configuration with the learning rate and weight decay that hold for the update number `step`."""
+    begun = [phase for phase in optim.phases if phase.from_step <= step]
+    if not begun:
+        return optim
+    return optim.model_copy(update={"lr": begun[-1].lr, "weight_decay": begun[-1].weight_decay})
 
 
 def clip_rows(grads: Tensor, limits: Sequence[float | None]) -> Tensor:

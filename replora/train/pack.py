@@ -27,7 +27,7 @@ from replora.train.checkpoint import SlotState, newest_checkpoint, write_checkpo
 from replora.train.events import Checkpointed, Event, Failed, Finished, Reported
 from replora.train.key import pack_key
 from replora.train.model import SlotModel
-from replora.train.optim import adamw_step, clip_rows, learning_rate
+from replora.train.optim import adamw_step, clip_rows, in_force, learning_rate
 from replora.train.streams import example_indices, step_generator
 
 __all__ = ["Pack"]
@@ -180,7 +180,7 @@ class Pack:
     def _update(self) -> None:
         count = len(self._occupied)
         rows = {part: matrix[:count] for part, matrix in self._rows.items()}
-        optims = [slot.config.optim for slot in self._occupied]
+        optims = [in_force(slot.config.optim, slot.step) for slot in self._occupied]
         clip_rows(rows["grad"], [optim.clip_norm for optim in optims])
         counts = [slot.step + 1 for slot in self._occupied]
         adamw_step(

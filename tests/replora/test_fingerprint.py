@@ -16,8 +16,8 @@ from replora.load import load_run, run_from, valid_keys
 # Computed once from this project's own canonical form; a change here renames every recorded trial, so it
 # needs a new replora.fingerprint.VERSION and a line under Numerics in the changelog.
 GOLDEN = {
-    "vit-digits-digits-lora": "f4a2149919bda01e",
-    "vit-digits-digits-replora": "90dfd243333406f0",
+    "vit-digits-digits-lora": "99f5f9aec25192ea",
+    "vit-digits-digits-replora": "ca4211d339bf42c9",
 }
 CHANGES = {
     "backbone.name": "vit-s16",
@@ -44,6 +44,8 @@ CHANGES = {
     "optim.eps": 0.5,
     "optim.schedule": "linear",
     "optim.warmup_steps": 3,
+    "optim.restarts": [50],
+    "optim.phases": [{"from_step": 50, "lr": 0.5, "weight_decay": 0.0}],
     "optim.clip_norm": None,
     "train.steps": 3,
     "train.batch": 4,

@@ -6,9 +6,10 @@ import itertools
 
 import pytest
 import torch
+from pydantic import ValidationError
 
-from replora.config import OptimConfig
-from replora.train.optim import adamw_step, clip_rows, learning_rate
+from replora.config import OptimConfig, OptimPhase
+from replora.train.optim import adamw_step, clip_rows, in_force, learning_rate
 
 
 def test_rows_equal_stock_adamw() -> None:
@@ -60,3 +61,30 @@ def test_warm_up_then_cosine_ends_near_zero() -> None:
 def test_linear_schedule_reaches_zero_after_the_last_step() -> None:
     optim = OptimConfig(lr=2.0, schedule="linear")
     assert [learning_rate(optim, step, 4) for step in range(5)] == [2.0, 1.5, 1.0, 0.5, 0.0]
+
+
+def test_each_part_between_restarts_has_the_whole_schedule() -> None:
+    optim = OptimConfig(lr=2.0, schedule="linear", restarts=(4, 6))
+    rates = [learning_rate(optim, step, 10) for step in range(10)]
+    assert rates == [2.0, 1.5, 1.0, 0.5, 2.0, 1.0, 2.0, 1.5, 1.0, 0.5]
+
+
+def test_only_the_first_part_warms_up() -> None:
+    optim = OptimConfig(lr=1.0, schedule="linear", warmup_steps=2, restarts=(4,))
+    rates = [learning_rate(optim, step, 6) for step in range(6)]
+    assert rates == pytest.approx([1 / 3, 2 / 3, 1.0, 0.5, 1.0, 0.5])
+
+
+def test_a_phase_changes_the_peak_and_keeps_the_shape() -> None:
+    phase = OptimPhase(from_step=2, lr=20.0, weight_decay=0.5)
+    optim = OptimConfig(lr=2.0, schedule="linear", phases=(phase,))
+    assert [learning_rate(optim, step, 4) for step in range(4)] == [2.0, 1.5, 10.0, 5.0]
+    assert [in_force(optim, step).weight_decay for step in (1, 2)] == [1e-4, 0.5]
+
+
+def test_phases_and_restarts_must_be_at_rising_steps() -> None:
+    with pytest.raises(ValidationError, match=r"optim.restarts must be at rising steps, but got 4, 4"):
+        OptimConfig(restarts=(4, 4))
+    late, early = (OptimPhase(from_step=step, lr=1.0, weight_decay=0.0) for step in (9, 3))
+    with pytest.raises(ValidationError, match=r"optim.phases must be at rising steps, but got 9, 3"):
+        OptimConfig(phases=(late, early))
