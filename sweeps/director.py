@@ -152,6 +152,10 @@ class Director:
         self._record(entries)
         return stops | self._prune()
 
+    def sampled(self, values: Mapping[str, float]) -> None:
+        """Records how busy the machine is (`sweeps.machine`)."""
+        self._record([Entry("machine", None, {"values": dict(values)})])
+
     def _counts(self, trial: str, attempt: int | None) -> bool:
         return trial in self._active and attempt in (None, self._attempts[trial])
 

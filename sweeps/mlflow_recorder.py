@@ -242,6 +242,8 @@ class _MlflowSession:
                 self._log_batch(change, params[start : start + BATCH_PARAMS], {}, [])
             for start in range(0, len(change.points), BATCH_POINTS):
                 self._log_batch(change, [], {}, change.points[start : start + BATCH_POINTS])
+            if change.data is not None:
+                self._log_data(change, *change.data)
 
     def keep(self, change: Change) -> None:
         run = self._run(change)
@@ -303,6 +305,13 @@ class _MlflowSession:
                 params=[Param(key, value) for key, value in params],
                 tags=[RunTag(key, value) for key, value in tags.items()],
             )
+
+    def _log_data(self, change: Change, name: str, digest: str) -> None:
+        """Names the data of a run; MLflow knows the same data of many runs as one data set."""
+        from mlflow.entities import Dataset, DatasetInput
+
+        data = Dataset(name, digest.removeprefix("sha256:"), source_type="replora", source=digest)
+        self._client.log_inputs(self._run(change), [DatasetInput(data, [])])
 
     def _keep(self, store: Callable[[], None]) -> None:
         """Stores artifacts; a store that fails while the server is well must not hold up the points."""

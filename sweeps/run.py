@@ -24,6 +24,7 @@ from sweeps.continuing import (
 from sweeps.director import Director
 from sweeps.handover import BEST_NAME, best_document, write_best, write_yaml
 from sweeps.ledger import Ledger, SweepView, read_ledger
+from sweeps.machine import MachineSampler
 from sweeps.objective import objective_of
 from sweeps.provenance import git_revision, versions
 from sweeps.resources import trials_planned
@@ -158,7 +159,13 @@ def _train(config: SweepConfig, director: Director, folder: Path) -> None:
 
     run = import_module(_BACKENDS[config.backend]).run
     layout = calibrated_layout(config)
+    sampler = MachineSampler(director.sampled, str(folder))
     with LiveTable(director.view, layout.hosts * layout.slots, trials_planned(config)) as live:
+
+        def on_idle() -> None:
+            live.update()
+            sampler.update()
+
         run(
             director,
             folder=folder,
@@ -166,7 +173,7 @@ def _train(config: SweepConfig, director: Director, folder: Path) -> None:
             slots=layout.slots,
             threads=layout.threads,
             address=config.resources.address,
-            on_idle=live.update,
+            on_idle=on_idle,
         )
 
 

@@ -41,6 +41,7 @@ class Change:
         title: Name of the run, only where these lines create it; `start_ms` is its start then.
         config: The resolved configuration, to be kept as an artifact.
         adapter: Folder of the adapter, to be kept as an artifact.
+        data: Name and hash of the data that the run reads.
         status: Of the run after these lines, None where they do not touch it.
         end_ms: Time of the end, for a status other than RUNNING.
     """
@@ -53,6 +54,7 @@ class Change:
     points: list[Point] = field(default_factory=list)
     config: dict[str, Any] | None = None
     adapter: str = ""
+    data: tuple[str, str] | None = None
     status: Status | None = None
     end_ms: int = 0
 
@@ -73,6 +75,8 @@ class Translator:
         self._seen: set[tuple[str, str, int]] = set()
         self._open: set[str] = set()
         self._common: dict[str, str] = {}
+        self._tasks: dict[str, str] = {}
+        self._samples = 0
         self._state: str | None = None
 
     def feed(self, line: Line) -> None:
@@ -138,6 +142,7 @@ class Translator:
 
     def _asked(self, line: Line, change: Change, time_ms: int) -> None:
         self._open.add(line["trial"])
+        self._tasks[line["trial"]] = line["config"]["task"]["name"]
         change.title, change.start_ms, change.status = _title(line), time_ms, "RUNNING"
         change.params, change.config = dict(flatten(line["config"])), line["config"]
         change.tags = self._common | {
@@ -152,6 +157,8 @@ class Translator:
         self._open.add(line["trial"])
         change.status = "RUNNING"
         change.tags |= {"state": "running", "host": line["host"], "attempt": str(line["attempt"])}
+        if line.get("data"):
+            change.data = self._change(None).data = (self._tasks[line["trial"]], line["data"])
 
     def _reported(self, line: Line, change: Change, time_ms: int) -> None:
         self._add(change, line["step"], line["metrics"], time_ms)
@@ -167,6 +174,11 @@ class Translator:
         self._add(change, line["step"], _objective(line), time_ms)
         self._end(change, "FINISHED", time_ms, state="pruned")
         change.tags["reason"] = line["reason"][:REASON_CHARACTERS]
+
+    def _machine(self, line: Line, change: Change, time_ms: int) -> None:
+        for name, value in line["values"].items():
+            change.points.append(Point(f"system/{name}", float(value), time_ms, self._samples))
+        self._samples += 1
 
     def _failed(self, line: Line, change: Change, time_ms: int) -> None:
         change.tags |= {"reason": line["reason"][:REASON_CHARACTERS], "failure": line["kind"]}
@@ -187,6 +199,7 @@ _HANDLERS = {
     "finished": Translator._finished,
     "pruned": Translator._pruned,
     "failed": Translator._failed,
+    "machine": Translator._machine,
 }
 
 
