@@ -12,6 +12,10 @@ BACKBONES: dict[str, str] = {
     "vit-s16": "ViT-S/16 at 224 px, ImageNet-21k (timm vit_small_patch16_224.augreg_in21k)",
     "vit-b16": "ViT-B/16 at 224 px, ImageNet-21k (timm vit_base_patch16_224.augreg_in21k)",
     "vit-l16": "ViT-L/16 at 224 px, ImageNet-21k (timm vit_large_patch16_224.augreg_in21k)",
+    "video-swin-nano": "a Video Swin of width 16 and two stages for first tries; it has no published weights",
+    "video-swin-t": "Video Swin-T, Kinetics-400 (torchvision swin3d_t)",
+    "video-swin-s": "Video Swin-S, Kinetics-400 (torchvision swin3d_s)",
+    "video-swin-b": "Video Swin-B, Kinetics-400 (torchvision swin3d_b)",
     "llama-7b": "LLaMA-7B; give its local folder in backbone.weights",
     "llama-13b": "LLaMA-13B; give its local folder in backbone.weights",
 }

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
+from replora.cache import Cached
 from replora.tasks.base import TextProcessor
 
-__all__ = ["Backbone", "Target"]
+__all__ = ["Architecture", "Backbone", "Features", "Target"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,35 @@ class Target:
     def key(self) -> str:
         """Unique name, for example `3.query`."""
         return f"{self.block}.{self.name}"
+
+
+class Features(Protocol):
+    """Features of a batch, as `Backbone.features` gives them."""
+
+    def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """`[rows, width]` of a batch `[rows, ...]`."""
+        ...
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Features:
+        """The same for batches on a device and of a type."""
+        ...
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A model of images or clips that can be built.
+
+    Attributes:
+        build: The model without a head and with random weights; works on the meta device.
+        features: How features are read from it.
+        targets: Its adaptable targets, blocks in order.
+        pretrained: Its named weights.
+    """
+
+    build: Callable[[], nn.Module]
+    features: Features
+    targets: Callable[[nn.Module], tuple[Target, ...]]
+    pretrained: Callable[[], Cached]
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 
 from replora.cache import Cached, hash_tensors
 from replora.config import BackboneConfig
-from replora.models.base import Backbone
+from replora.models.base import Architecture, Backbone
 from replora.models.digits import digits_architecture
-from replora.models.shapes import is_language_model
-from replora.models.vision import Architecture, timm_architecture, unfuse_short_attention, vit_targets
+from replora.models.shapes import VIDEO_SWIN, is_language_model
+from replora.models.vision import timm_architecture, unfuse_short_attention
 from replora.models.weights import assemble, random_weights, read_weights
 
 __all__ = ["load_backbone"]
@@ -42,7 +42,7 @@ def load_backbone(
         from replora.models.language import language_backbone  # transformers, slow to import
 
         return language_backbone(config, _DTYPES[precision], torch.device(device))
-    architecture = digits_architecture() if config.name == "vit-digits" else timm_architecture(config.name)
+    architecture = _architecture(config.name)
     weights = _weights(config.weights, architecture)
     model = assemble(architecture.build, weights.tensors, f"backbone.weights {config.weights}")
     dtype = _DTYPES[precision]
@@ -52,11 +52,19 @@ def load_backbone(
     return Backbone(
         name=config.name,
         model=model,
-        targets=vit_targets(model),
+        targets=architecture.targets(model),
         features=architecture.features.to(device, dtype),
-        width=int(model.num_features),
+        width=int(cast("int", model.num_features)),
         fingerprint=weights.checksum,
     )
+
+
+def _architecture(name: str) -> Architecture:
+    if name in VIDEO_SWIN:
+        from replora.models.video import video_architecture  # torchvision, slow to import
+
+        return video_architecture(name)
+    return digits_architecture() if name == "vit-digits" else timm_architecture(name)
 
 
 def _weights(chosen: str, architecture: Architecture) -> Cached:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from replora.cache import Cached, cached_tensors
 from replora.errors import ConfigError, MachineError
 from replora.models import BACKBONES
-from replora.models.base import Target
+from replora.models.base import Architecture, Target
 from replora.tasks.base import IMAGENET_MEAN, IMAGENET_STD
 
 __all__ = [
-    "Architecture",
     "VitFeatures",
     "timm_architecture",
     "unfuse_short_attention",
@@ -57,8 +56,13 @@ class VitFeatures:
         """Features of a batch's `image`.
 
         Raises:
-            ConfigError: If the images have another shape than the model takes.
+            ConfigError: If the task gives no images, or of another shape than the model takes.
         """
+        if "image" not in batch:
+            raise ConfigError(
+                f"the backbone takes images, but the task gives {', '.join(batch)}.\n"
+                "  Choose a backbone for the task, or a task for the backbone (`replora ls`)."
+            )
         image = batch["image"]
         if tuple(image.shape[1:]) != self.image:
             raise ConfigError(
@@ -83,28 +87,12 @@ def vit_features(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     return features
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """A ViT that can be built.
-
-    Attributes:
-        build: The model without a head and with random weights; works on the meta device.
-        features: How features are read from it.
-        pretrained: Its named weights.
-    """
-
-    build: Callable[[], VisionTransformer]
-    features: VitFeatures
-    pretrained: Callable[[], Cached]
-
-
 def unfuse_short_attention(model: nn.Module) -> None:
     """Plain attention where sequences are short: torch's fused CPU kernel is slower there.
 
     Measured at 17 tokens, forward and backward: 2.2 against 3.4 microseconds a head (docs/log.md).
     """
-    assert isinstance(model, VisionTransformer)
-    if model.patch_embed.num_patches <= _SHORT_SEQUENCE:
+    if isinstance(model, VisionTransformer) and model.patch_embed.num_patches <= _SHORT_SEQUENCE:
         for module in model.modules():
             if hasattr(module, "fused_attn"):
                 module.fused_attn = False  # type: ignore[assignment]
@@ -128,10 +116,10 @@ def timm_architecture(name: str) -> Architecture:
         shape = (-1, 1, 1)
         scale, shift = task_std / std, (task_mean - mean) / std
         features = VitFeatures(features.image, scale.view(shape), shift.view(shape))
-    return Architecture(build, features, partial(_pretrained, timm_name, config))
+    return Architecture(build, features, vit_targets, partial(_pretrained, timm_name, config))
 
 
-def vit_targets(model: VisionTransformer) -> tuple[Target, ...]:
+def vit_targets(model: nn.Module) -> tuple[Target, ...]:
     """Query, key, value, output, up and down of every block, blocks in order.
 
     timm stacks the projections in one linear, `qkv.weight: [3 d, I]`: rows `[0, d)` make the
@@ -140,6 +128,7 @@ def vit_targets(model: VisionTransformer) -> tuple[Target, ...]:
     Raises:
         ConfigError: If a block is not built that way.
     """
+    assert isinstance(model, VisionTransformer)
     return tuple(target for index in range(len(model.blocks)) for target in _block_targets(model, index))
 
 

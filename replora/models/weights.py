@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from replora.cache import read_tensors
 from replora.errors import CheckpointError
@@ -45,16 +44,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return {name: value for name, value in tensors.items() if not name.startswith(_HEADS)}
 
 
-def random_weights(build: Callable[[], VisionTransformer]) -> dict[str, Tensor]:
+def random_weights(build: Callable[[], nn.Module]) -> dict[str, Tensor]:
     """Weights as the architecture starts, always the same; the caller's random state is left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_RANDOM_SEED)
         return dict(build().state_dict())
 
 
-def assemble(
-    build: Callable[[], VisionTransformer], weights: Mapping[str, Tensor], source: str
-) -> VisionTransformer:
+def assemble(build: Callable[[], nn.Module], weights: Mapping[str, Tensor], source: str) -> nn.Module:
     """The model on exactly these tensors, without a copy.
 
     It is built on the meta device, so no memory is spent on a start that is thrown away, and tensors

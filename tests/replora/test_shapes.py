@@ -27,6 +27,7 @@ from replora.models.base import Backbone
 from replora.models.digits import build_digits_vit
 from replora.models.language import build_language_model, language_config, language_targets
 from replora.models.shapes import BART, LLAMA, VIDEO_SWIN, TargetShape, shapes_of
+from replora.models.video import video_architecture
 from replora.models.vision import vit_targets
 from replora.parameters import rank_for_budget, trainable_parameters
 
@@ -54,6 +55,8 @@ def built(name: str) -> torch.nn.Module:
             return build_digits_vit()
         if name in LLAMA:
             return build_language_model(language_config(name, None), torch.float32)
+        if name in VIDEO_SWIN:
+            return video_architecture(name).build()
         named = re.search(r"timm (\S+)\)", BACKBONES.get(name, ""))
         model: torch.nn.Module = timm.create_model(
             named[1] if named else name.removeprefix("timm/"), pretrained=False, num_classes=0
@@ -132,7 +135,7 @@ def test_targets_equal_the_built_model(name: str) -> None:
     shape = shapes_of(name)
     assert shape is not None
     model = built(name)
-    targets = language_targets(model) if name in LLAMA else vit_targets(model)  # type: ignore[arg-type]
+    targets = language_targets(model) if name in LLAMA else vit_targets(model)
     assert [TargetShape(t.name, t.block, t.inputs, t.outputs) for t in targets] == list(shape.targets)
 
 

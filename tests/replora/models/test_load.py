@@ -14,7 +14,7 @@ from replora.errors import ConfigError
 from replora.models.base import Backbone, Target
 from replora.models.digits import build_digits_vit
 from replora.models.load import load_backbone
-from replora.models.vision import timm_architecture
+from replora.models.vision import VitFeatures, timm_architecture
 from replora.tasks.base import IMAGENET_MEAN, IMAGENET_STD
 
 TI16 = BackboneConfig(name="vit-ti16", weights="random")
@@ -167,7 +167,9 @@ def test_images_reach_the_model_in_the_normalization_of_its_pretraining() -> Non
 
 
 def test_backbone_with_imagenet_normalization_takes_images_as_they_are() -> None:
-    assert timm_architecture("timm/vit_small_patch16_224.dino").features.scale is None
+    features = timm_architecture("timm/vit_small_patch16_224.dino").features
+    assert isinstance(features, VitFeatures)
+    assert features.scale is None
 
 
 def test_images_of_another_size_are_refused() -> None:
