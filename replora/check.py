@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from replora.config import GeneratedMethod, LowRankMethod, RunConfig
+from replora.config import AdapterMethod, GeneratedMethod, LowRankMethod, RunConfig
 from replora.faults import Fault, config_error
 from replora.models import BACKBONES
 from replora.models.shapes import shapes_of
@@ -47,6 +47,8 @@ def run_faults(config: RunConfig) -> list[Fault]:
 def misfits(config: RunConfig, targets: Sequence[TargetLike]) -> Iterator[Fault]:
     """Every fault that `check_fits` looks for, to be placed in a file by its keys."""
     method = config.method
+    if isinstance(method, AdapterMethod):
+        yield from _unknown("targets", method.targets, targets)
     if not isinstance(method, LowRankMethod):
         return
     yield from _unknown("targets", method.targets, targets)

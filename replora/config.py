@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = [
     "COMMONSENSE_SETS",
+    "AdapterMethod",
     "BackboneConfig",
     "CommonsenseTask",
     "ComposedMethod",
@@ -30,6 +31,7 @@ __all__ = [
     "MethodConfig",
     "OptimConfig",
     "OptimPhase",
+    "PrefixMethod",
     "ReploraMethod",
     "RunConfig",
     "TaskConfig",
@@ -140,6 +142,48 @@ class DoranMethod(GeneratedMethod):
     seed: Literal["diagonal", "dense"] = "dense"
 
 
+class AdapterMethod(Frozen):
+    """Bottleneck adapter: a small MLP with a skip around it, after its targets or beside them.
+
+    Attributes:
+        bottleneck: Width m of the hidden layer.
+        form: `series` reads the target's output (Houlsby et al. 2019), `parallel` its input (He et al.
+            2022); both add to its output.
+        activation: Of the hidden layer.
+        scale: Factor of what is added.
+        bias: Whether both layers have biases.
+        dropout: Of what the adapter reads.
+        targets: Linears that get an adapter of their own.
+    """
+
+    name: Literal["adapter"] = "adapter"
+    bottleneck: Positive = 64
+    form: Literal["series", "parallel"] = "series"
+    activation: Literal["tanh", "relu", "gelu"] = "tanh"
+    scale: Annotated[float, Field(gt=0.0)] = 1.0
+    bias: bool = False
+    dropout: Fraction = 0.0
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("down",)
+
+
+class PrefixMethod(Frozen):
+    """Prefix tuning: learned keys and values that every query of every attention also sees.
+
+    Attributes:
+        tokens: Learned tokens of each attention.
+        made: `direct` learns keys and values themselves; `mlp` makes them from embeddings of the tokens
+            by an MLP with one hidden layer, which all blocks share (Li and Liang 2021).
+        hidden: Width of that hidden layer; read only where `made` is `mlp`.
+        deviation: Standard deviation of the start: of keys and values, or of the embeddings.
+    """
+
+    name: Literal["prefix"] = "prefix"
+    tokens: Positive = 10
+    made: Literal["direct", "mlp"] = "direct"
+    hidden: Positive = 512
+    deviation: Annotated[float, Field(gt=0.0)] = 1.0
+
+
 class FullMethod(Frozen):
     """Full fine-tuning: every weight of the backbone and the head trains."""
 
@@ -153,7 +197,9 @@ class LinearProbeMethod(Frozen):
 
 
 LowRankConfig = ReploraMethod | LoraMethod | DoraMethod | DoranMethod
-MethodConfig = Annotated[LowRankConfig | FullMethod | LinearProbeMethod, Field(discriminator="name")]
+MethodConfig = Annotated[
+    LowRankConfig | AdapterMethod | PrefixMethod | FullMethod | LinearProbeMethod, Field(discriminator="name")
+]
 
 
 class DigitsTask(Frozen):

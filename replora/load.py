@@ -16,7 +16,7 @@ from replora.document import Document, parse_override, read_document
 from replora.errors import ConfigError
 from replora.faults import Fault, Keys, Origin, config_error, dotted, shown
 from replora.overlay import nested, overlay, split_key, with_default_names
-from replora.schema import is_path
+from replora.schema import is_path, variants_of
 from replora.validate import validate
 
 __all__ = ["diff", "load", "load_run", "run_from", "valid_keys"]
@@ -71,13 +71,13 @@ def load_run(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
 def run_from(base: RunConfig, point: Mapping[str, Scalar | Sequence[Scalar]]) -> RunConfig:
     """The run at a point: dotted keys set on a base, for example `{"optim.lr": 0.01}`.
 
-    A changed `method.name` or `task.name` keeps the fields that both have and drops the others'.
+    A changed `method.name` or `task.name` keeps the fields that both have, where they differ from the old
+    one's defaults; the rest are the new one's own defaults.
 
     Raises:
         ConfigError: With every fault of the point.
     """
-    data: object = base.model_dump(mode="json")
-    document = Document(data, {})
+    document = Document(_data_for(base, point), {})
     for key, value in _names_first(point.items()):
         plain = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
         _put(RunConfig, document, key, plain, Origin(f"point {key}={shown(value)}"))
@@ -87,6 +87,17 @@ def run_from(base: RunConfig, point: Mapping[str, Scalar | Sequence[Scalar]]) ->
     if config is None or faults:
         raise config_error(faults, document.origins, "the point")
     return config
+
+
+def _data_for(base: RunConfig, point: Mapping[str, Any]) -> dict[str, Any]:
+    """The base as plain data, without the defaults of variants that the point replaces."""
+    data: dict[str, Any] = base.model_dump(mode="json")
+    for key, info in RunConfig.model_fields.items():
+        section = getattr(base, key)
+        wanted = point.get(f"{key}.name", point.get(key, getattr(section, "name", None)))
+        if variants_of(info.annotation) and wanted != section.name:
+            data[key] = {"name": section.name, **section.model_dump(mode="json", exclude_defaults=True)}
+    return data
 
 
 def valid_keys(config: BaseModel, prefix: str = "") -> tuple[str, ...]:

@@ -7,16 +7,24 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from replora.config import (
+    AdapterMethod,
     ComposedMethod,
     FullMethod,
     GeneratedMethod,
     LowRankConfig,
     LowRankMethod,
     MethodConfig,
+    PrefixMethod,
 )
 from replora.errors import ConfigError
 
-__all__ = ["TargetLike", "rank_for_budget", "trainable_parameters"]
+__all__ = [
+    "TargetLike",
+    "bottleneck_for_budget",
+    "rank_for_budget",
+    "tokens_for_budget",
+    "trainable_parameters",
+]
 
 
 class TargetLike(Protocol):
@@ -49,7 +57,11 @@ def trainable_parameters(method: MethodConfig, targets: Sequence[TargetLike], ba
     LoRA has `r (in + out)` per target. RepLoRA has, per side, a seed `r` (dense: `r^2`) and a hidden
     layer `h r + h` for each generator, and a head `h in` (A side) or `h out` (B side) per target. With
     `scope: model` the hidden layer and the heads exist once and the seeds once per block. A decomposed
-    weight adds a magnitude per output, a noised one a tau per target.
+    weight adds a magnitude per output, a noised one a tau per target. An adapter of width m has
+    `m (read + out)` per target, where it reads `out` in series and `in` in parallel, and `m + out` for its
+    biases. A prefix of P tokens has `P (key + value)` per attention; made by an MLP of width h, embeddings
+    `P e` with e the width of the first attention's keys, a layer `e h + h`, and `(h + 1) (key + value)` per
+    attention.
 
     Args:
         method: The method.
@@ -58,6 +70,10 @@ def trainable_parameters(method: MethodConfig, targets: Sequence[TargetLike], ba
     """
     if isinstance(method, FullMethod):
         return base_parameters
+    if isinstance(method, AdapterMethod):
+        return _adapters(method, targets)
+    if isinstance(method, PrefixMethod):
+        return _prefixes(method, targets)
     if not isinstance(method, LowRankMethod):
         return 0
     chosen = [target for target in targets if target.name in method.targets]
@@ -86,15 +102,70 @@ def rank_for_budget(budget: int, method: LowRankConfig, targets: Sequence[Target
     if not widths:
         raise ConfigError(f"method.targets: none of {', '.join(method.targets)} is in this backbone")
 
-    def cost(rank: int) -> int:
-        return trainable_parameters(method.model_copy(update={"rank": rank}), targets, 0)
+    return _largest("rank", min(widths), budget, method, targets)
+
+
+def bottleneck_for_budget(budget: int, method: AdapterMethod, targets: Sequence[TargetLike]) -> int:
+    """Largest width at which bottleneck adapters fit a parameter budget; everything else stays as given.
+
+    Args:
+        budget: Trainable parameters allowed over all targets, the task head excluded.
+        method: The method; its own bottleneck is not looked at.
+        targets: All targets of the backbone.
+
+    Raises:
+        ConfigError: If width 1 already exceeds the budget, or the backbone has none of the targets.
+    """
+    if not any(target.name in method.targets for target in targets):
+        raise ConfigError(f"method.targets: none of {', '.join(method.targets)} is in this backbone")
+    return _largest("bottleneck", budget, budget, method, targets)
+
+
+def tokens_for_budget(budget: int, method: PrefixMethod, targets: Sequence[TargetLike]) -> int:
+    """Longest prefix that fits a parameter budget; everything else stays as given.
+
+    Args:
+        budget: Trainable parameters allowed over all attentions, the task head excluded.
+        method: The method; its own number of tokens is not looked at, its MLP is.
+        targets: All targets of the backbone.
+
+    Raises:
+        ConfigError: If one token already exceeds the budget.
+    """
+    return _largest("tokens", budget, budget, method, targets)
+
+
+def _largest(field: str, limit: int, budget: int, method: MethodConfig, targets: Sequence[TargetLike]) -> int:
+    """The largest value of a size of a method, up to a limit, whose parameters fit a budget."""
+
+    def cost(size: int) -> int:
+        return trainable_parameters(method.model_copy(update={field: size}), targets, 0)
 
     if cost(1) > budget:
         raise ConfigError(
-            f"a budget of {budget:,} parameters must hold rank 1 of {method.name}, which has {cost(1):,}; "
+            f"a budget of {budget:,} parameters must hold {field} 1 of {method.name}, which has {cost(1):,}; "
             "raise the budget, or name fewer targets or a smaller hidden width"
         )
-    return bisect_right(range(1, min(widths) + 1), budget, key=cost)
+    return bisect_right(range(1, limit + 1), budget, key=cost)
+
+
+def _adapters(method: AdapterMethod, targets: Sequence[TargetLike]) -> int:
+    total = 0
+    for target in targets:
+        if target.name in method.targets:
+            read = target.outputs if method.form == "series" else target.inputs
+            biases = method.bottleneck + target.outputs if method.bias else 0
+            total += method.bottleneck * (read + target.outputs) + biases
+    return total
+
+
+def _prefixes(method: PrefixMethod, targets: Sequence[TargetLike]) -> int:
+    widths = [target.outputs for target in targets if target.name in ("key", "value")]
+    if method.made == "direct":
+        return method.tokens * sum(widths)
+    embedding = next(target.outputs for target in targets if target.name == "key")
+    encoder = method.tokens * embedding + embedding * method.hidden + method.hidden
+    return encoder + (method.hidden + 1) * sum(widths)
 
 
 def _composed(method: LowRankMethod, targets: Sequence[TargetLike]) -> int:

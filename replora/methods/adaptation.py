@@ -6,7 +6,6 @@ packs with different methods can share one frozen base.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,17 +14,28 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from replora.config import FullMethod, GeneratedMethod, LinearProbeMethod, LowRankMethod, MethodConfig
+from replora.config import (
+    AdapterMethod,
+    FullMethod,
+    GeneratedMethod,
+    LinearProbeMethod,
+    LowRankMethod,
+    MethodConfig,
+    PrefixMethod,
+)
+from replora.methods.bottleneck import BottleneckAdaptation
 from replora.methods.composition import Decomposition, decomposition
 from replora.methods.factors import DirectFactors, Factors, FactorSource, GeneratedFactors
 from replora.methods.layer import Binding, LayerFactors, SlotLinear
 from replora.methods.layout import Shapes
 from replora.methods.linear import freeze_linears
+from replora.methods.prefix import PrefixAdaptation
 from replora.methods.sites import Site, group_targets, select_targets
+from replora.methods.structure import copy_structure, packed_features, replace_linears
 from replora.models.base import Backbone, Target
 from replora.tasks.base import Batch
 
-__all__ = ["Adaptation", "Part", "adapt", "copy_structure", "parts"]
+__all__ = ["Adaptation", "Part", "adapt", "parts"]
 
 
 class Adaptation(Protocol):
@@ -62,6 +72,10 @@ def adapt(backbone: Backbone, method: MethodConfig) -> Adaptation:
         return FullAdaptation(backbone)
     if isinstance(method, LinearProbeMethod):
         return ProbeAdaptation(backbone)
+    if isinstance(method, AdapterMethod):
+        return BottleneckAdaptation(backbone, method)
+    if isinstance(method, PrefixMethod):
+        return PrefixAdaptation(backbone, method)
     return LowRankAdaptation(backbone, method)
 
 
@@ -129,24 +143,12 @@ class LowRankAdaptation:
         self._model = copy_structure(backbone.model)
         self._dtype = next(backbone.model.parameters()).dtype
         self._parts = parts(backbone.model, backbone.targets, method)
-        self._layers = self._inject()
+        sites = [site for part in self._parts for site in part.source.sites]
+        modules = [module for site in sites for module in site.modules]
+        self._layers = replace_linears(self._model, modules, SlotLinear)
         self._rates: tuple[float, ...] = ()
         self._made: list[Tensor] = []
         self._grads: list[Tensor] = []
-
-    def _inject(self) -> dict[str, SlotLinear]:
-        """Replaces each adapted linear of the private module tree; returns the layers by module path."""
-        layers: dict[str, SlotLinear] = {}
-        modules = [m for part in self._parts for site in part.source.sites for m in site.modules]
-        for path in dict.fromkeys(modules):
-            linear = self._model.get_submodule(path)
-            if not isinstance(linear, nn.Linear):
-                raise TypeError(f"{path} must be an nn.Linear, but got {type(linear).__name__}")
-            layers[path] = SlotLinear(linear)
-            parent, _, name = path.rpartition(".")
-            setattr(self._model.get_submodule(parent), name, layers[path])
-        freeze_linears(self._model)
-        return layers
 
     def shapes(self, method: MethodConfig) -> Shapes:
         """Shapes of all parts."""
@@ -210,10 +212,7 @@ class LowRankAdaptation:
 
     def features(self, batch: Batch) -> Tensor:
         """Folds slots into the batch, runs the base once, unfolds: `[K, B, ...]` to `[K, B, ...]`."""
-        slots, examples = next(iter(batch.values())).shape[:2]
-        folded = {name: tensor.flatten(0, 1) for name, tensor in batch.items()}
-        features = self._backbone.features(self._model, folded)
-        return features.view(slots, examples, *features.shape[1:])
+        return packed_features(self._backbone, self._model, batch)
 
     def settle(self) -> None:
         """Runs the generators backward, once per step."""
@@ -250,10 +249,7 @@ class ProbeAdaptation:
     @torch.no_grad()
     def features(self, batch: Batch) -> Tensor:
         """The base's own features, `[K, B, D]`."""
-        slots, examples = next(iter(batch.values())).shape[:2]
-        folded = {name: tensor.flatten(0, 1) for name, tensor in batch.items()}
-        features = self._backbone.features(self._model, folded)
-        return features.view(slots, examples, *features.shape[1:])
+        return packed_features(self._backbone, self._model, batch)
 
     def settle(self) -> None:
         """Nothing to settle."""
@@ -316,12 +312,6 @@ class _FeatureCall(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         return self._backbone.features(self.model, batch)
-
-
-def copy_structure(model: nn.Module) -> nn.Module:
-    """A copy of the module tree that shares every parameter and buffer with the original."""
-    shared = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
 
 
 def _low_rank(method: MethodConfig) -> LowRankMethod:

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from replora.config import FullMethod, LowRankMethod
 from replora.errors import AdapterError
-from replora.methods.adaptation import copy_structure, parts
+from replora.methods.adaptation import parts
 from replora.methods.factors import Factors
 from replora.methods.folder import SavedAdapter
 from replora.methods.layout import Layout, cover
 from replora.methods.sites import Site
+from replora.methods.structure import copy_structure
 from replora.models.base import Backbone
 
 __all__ = ["BakedTarget", "bake", "head", "merge"]

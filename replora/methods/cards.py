@@ -81,6 +81,47 @@ METHODS: dict[str, Card] = {
             *_GENERATOR,
         ),
     ),
+    "adapter": Card(
+        claim="Bottleneck adapter: a small MLP with a skip around it, after a linear or beside it.",
+        equation="y + s U act(D y), y = W0 x (series), or y + s U act(D x) (parallel)",
+        paper="Houlsby et al., Parameter-Efficient Transfer Learning for NLP, ICML 2019",
+        known=(
+            "`bottleneck: 256` in series on `down` has the 0.99 % and 0.80 % of the RepLoRA paper's adapters "
+            "on LLaMA-7B and 13B: 67,108,864 and 104,857,600, divided by base and adapters together",
+        ),
+        reported=(
+            "LLM-Adapters' code: width 256, tanh, no biases, s = 1, no dropout, each adapter on one linear",
+            "its parallel adapters are on `up` and `down`, which gives the 3.54 % of its table on LLaMA-7B",
+            "its code draws both matrices from N(0, 0.02^2), so it does not start at the base",
+        ),
+        choice=(
+            "U starts at zero, so training starts at W0 to the bit; D uniform in +-1 / sqrt(in)",
+            "width 64, because smaller backbones than LLaMA are adapted too",
+            "in series it reads its linear's output; LLM-Adapters puts those of `up` and `gate` before it",
+            "not linear, so it cannot be merged into the weights",
+        ),
+    ),
+    "prefix": Card(
+        claim="Prefix tuning: learned keys and values that every query of every attention also sees.",
+        equation="attention(q, [K; P_K], [V; P_V]), P_K and P_V learned or made by one MLP",
+        paper="Li and Liang, Prefix-Tuning, ACL 2021",
+        known=(
+            "10 tokens have the 0.03 % of the RepLoRA paper's prefix on LLaMA-13B (4,096,000); its 0.11 % "
+            "on 7B fits 10 tokens (0.04) as little as 30 (0.12)",
+        ),
+        reported=(
+            "LLM-Adapters trains 10 tokens at a learning rate of 3e-2",
+            "PEFT: keys are not rotated, tokens begin at position P, keys and values start from N(0, 1); "
+            "the MLP has one tanh layer that all blocks share",
+        ),
+        choice=(
+            "training does not start at the base: even keys and values of zero take a part of each "
+            "query's attention",
+            "the MLP is 512 wide (PEFT: as wide as the keys) and its embeddings as wide as the first keys",
+            "a ViT's class token and patches see it in every block, in addition to each other",
+            "not a change of weights, so it cannot be merged into them",
+        ),
+    ),
     "full": Card(
         claim="Full fine-tuning: every weight of the backbone and the head trains.",
         equation="W",

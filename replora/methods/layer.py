@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from replora.methods.dropout import drop_rows
 from replora.methods.linear import frozen_linear, input_gradient
 
 __all__ = ["LayerFactors", "SlotLinear"]
@@ -86,13 +87,7 @@ class SlotLinear(nn.Module):
 
     def _drop(self, rows: Tensor) -> Tensor | None:
         """LoRA's input dropout with each slot's own random stream, or None where no slot drops."""
-        if self.dropout is None:
-            return None
-        masks = torch.ones_like(rows)
-        for mask, generator, rate in zip(masks, self.dropout, self.rates, strict=True):
-            if rate > 0:
-                mask.bernoulli_(1 - rate, generator=generator).div_(1 - rate)
-        return rows * masks
+        return None if self.dropout is None else drop_rows(rows, self.dropout, self.rates)
 
 
 class _LowRankLinear(torch.autograd.Function):

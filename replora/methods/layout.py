@@ -2,7 +2,7 @@
 
 One row per slot makes everything per slot cheap and exact: clipping is a norm over a row, AdamW a
 few products over the matrix with a column of learning rates, a refill writes a row, a checkpoint
-reads one. Slots of different ranks and widths share a layout that covers the largest; the padding is
+reads one. Slots of different sizes share a layout that covers the largest; the padding is
 zero and stays zero (its gradients are exactly zero, see `replora.methods.factors`).
 """
 
@@ -17,28 +17,25 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from replora.config import GeneratedMethod, LowRankMethod
-
 M = TypeVar("M", bound=BaseModel)
 
 __all__ = ["Layout", "Shapes", "cover"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-#: Ranks and widths are padded to multiples of this, even in a pack of one. From 16 on, more zeros do
+#: Sizes are padded to multiples of this, even in a pack of one. From 16 on, more zeros do
 #: not change how this project's CPU matrix products round, so a trial's numbers are bit for bit the
-#: same whatever ranks its neighbours have (tests/contracts).
+#: same whatever sizes its neighbours have (tests/contracts).
 PADDING = 16
+#: Fields of methods that are sizes of parameters and may differ between slots.
+_SIZES = ("rank", "hidden", "bottleneck", "tokens")
 
 
 def cover(methods: Sequence[M]) -> M:
     """One method whose parameters hold those of every given method, padding included."""
     first = methods[0]
-    changes: dict[str, int] = {}
-    if isinstance(first, LowRankMethod):
-        changes["rank"] = _padded(max(m.rank for m in methods if isinstance(m, LowRankMethod)))
-    if isinstance(first, GeneratedMethod):
-        changes["hidden"] = _padded(max(m.hidden for m in methods if isinstance(m, GeneratedMethod)))
+    sizes = [name for name in _SIZES if name in type(first).model_fields]
+    changes = {name: _padded(max(getattr(method, name) for method in methods)) for name in sizes}
     return first.model_copy(update=changes)
 
 

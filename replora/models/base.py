@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from replora.cache import Cached
+from replora.models.prefix import Prefix
 from replora.tasks.base import TextProcessor
 
 __all__ = ["Architecture", "Backbone", "Features", "Target"]
@@ -67,12 +68,14 @@ class Architecture:
         features: How features are read from it.
         targets: Its adaptable targets, blocks in order.
         pretrained: Its named weights.
+        attend: As `Backbone.attend`.
     """
 
     build: Callable[[], nn.Module]
     features: Features
     targets: Callable[[nn.Module], tuple[Target, ...]]
     pretrained: Callable[[], Cached]
+    attend: Callable[[nn.Module, Mapping[str, Prefix]], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,8 @@ class Backbone:
         fingerprint: Hash of the weights (`sha256:` and the first 16 hex digits), for provenance and
             to refuse an adapter of another base.
         processor: The tokenizer of a language model; None for other models.
+        attend: `(model, prefixes)`: makes every attention of a private module tree see the prefix that
+            the mapping then holds under its dotted path; None where that is not possible.
     """
 
     name: str
@@ -100,3 +105,4 @@ class Backbone:
     width: int
     fingerprint: str
     processor: TextProcessor | None = None
+    attend: Callable[[nn.Module, Mapping[str, Prefix]], None] | None = None

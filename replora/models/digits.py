@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from replora.cache import Cached, cached_tensors
 from replora.models.base import Architecture
-from replora.models.vision import VitFeatures, vit_targets
+from replora.models.vision import VitFeatures, vit_attend, vit_targets
 from replora.tasks.digits_data import Digits, load_digits, shuffled_by_class
 
 __all__ = [
@@ -68,7 +68,7 @@ def build_digits_vit(classes: int = 0) -> VisionTransformer:
 
 def digits_architecture() -> Architecture:
     """`vit-digits` as `load_backbone` wants it."""
-    return Architecture(build_digits_vit, VitFeatures((1, 8, 8)), vit_targets, digits_weights)
+    return Architecture(build_digits_vit, VitFeatures((1, 8, 8)), vit_targets, digits_weights, vit_attend)
 
 
 def digits_weights(recipe: PretrainRecipe | None = None) -> Cached:

@@ -19,6 +19,7 @@ from replora.config import BackboneConfig
 from replora.errors import ConfigError, MachineError
 from replora.models.base import Backbone, Target
 from replora.models.checkpoints import hash_samples, load_checkpoint, start_at_random
+from replora.models.prefix import Prefix
 from replora.models.shapes import LLAMA
 from replora.models.token_loss import token_losses
 
@@ -82,6 +83,7 @@ def language_backbone(config: BackboneConfig, dtype: torch.dtype, device: torch.
         width=int(described.hidden_size),
         fingerprint=fingerprint,
         processor=None if folder is None else HubTokenizer(folder),
+        attend=_attend,
     )
 
 
@@ -189,6 +191,12 @@ def language_features(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     hidden = model.model(input_ids=batch["tokens"], use_cache=False).last_hidden_state  # type: ignore[operator]
     weight = model.get_output_embeddings().weight  # type: ignore[operator]
     return token_losses(hidden, weight, batch["tokens"], batch["scored"])
+
+
+def _attend(model: nn.Module, prefixes: Mapping[str, Prefix]) -> None:
+    from replora.models.language_prefix import language_attend  # transformers, slow to import
+
+    language_attend(model, prefixes)
 
 
 def checkpoint_files(model: nn.Module, tokenizer: object) -> dict[str, str | bytes | dict[str, Tensor]]:

@@ -56,6 +56,7 @@ def load_backbone(
         features=architecture.features.to(device, dtype),
         width=int(cast("int", model.num_features)),
         fingerprint=weights.checksum,
+        attend=architecture.attend,
     )
 
 

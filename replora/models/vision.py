@@ -10,19 +10,23 @@ from typing import Any, cast
 
 import timm
 import torch
+from timm.layers.attention import Attention
 from timm.models import VisionTransformer
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from replora.cache import Cached, cached_tensors
 from replora.errors import ConfigError, MachineError
 from replora.models import BACKBONES
 from replora.models.base import Architecture, Target
+from replora.models.prefix import Prefix
 from replora.tasks.base import IMAGENET_MEAN, IMAGENET_STD
 
 __all__ = [
     "VitFeatures",
     "timm_architecture",
     "unfuse_short_attention",
+    "vit_attend",
     "vit_features",
     "vit_targets",
 ]
@@ -116,7 +120,7 @@ def timm_architecture(name: str) -> Architecture:
         shape = (-1, 1, 1)
         scale, shift = task_std / std, (task_mean - mean) / std
         features = VitFeatures(features.image, scale.view(shape), shift.view(shape))
-    return Architecture(build, features, vit_targets, partial(_pretrained, timm_name, config))
+    return Architecture(build, features, vit_targets, partial(_pretrained, timm_name, config), vit_attend)
 
 
 def vit_targets(model: nn.Module) -> tuple[Target, ...]:
@@ -130,6 +134,52 @@ def vit_targets(model: nn.Module) -> tuple[Target, ...]:
     """
     assert isinstance(model, VisionTransformer)
     return tuple(target for index in range(len(model.blocks)) for target in _block_targets(model, index))
+
+
+def vit_attend(model: nn.Module, prefixes: Mapping[str, Prefix]) -> None:
+    """Makes every attention of a private ViT see the prefix under its path (`Backbone.attend`).
+
+    Raises:
+        ConfigError: If a block has another attention than timm's plain one.
+    """
+    for path, module in list(model.named_modules()):
+        if type(module) is Attention:
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, _PrefixAttention(module, path, prefixes))
+        elif hasattr(module, "qkv"):
+            raise ConfigError(
+                f"method.name: prefix needs timm's plain attention, but {path} of this backbone is a "
+                f"{type(module).__name__}.\n  Choose another method or a plain ViT such as vit-b16."
+            )
+
+
+class _PrefixAttention(nn.Module):
+    """timm's attention with further keys and values."""
+
+    def __init__(self, attention: Attention, path: str, prefixes: Mapping[str, Prefix]) -> None:
+        super().__init__()
+        self.attention = attention
+        self._path, self._prefixes = path, prefixes
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """`[K * B, T, d]` to `[K * B, T, d]`."""
+        own, prefix = self.attention, self._prefixes[self._path]
+        qkv = own.qkv(x).unflatten(2, (3, own.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key, value = own.q_norm(qkv[0]), own.k_norm(qkv[1]), qkv[2]
+        tokens = x.shape[1]
+        mask = prefix.mask(attn_mask, (len(x), tokens, tokens), causal=is_causal)
+        key, value = prefix.beside(key, value)
+        if own.fused_attn:
+            seen = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        else:
+            scores = (query * own.scale) @ key.transpose(-2, -1)
+            if mask is not None:
+                scores = scores.masked_fill(~mask, -torch.inf)
+            seen = scores.softmax(-1) @ value
+        seen = own.norm(seen.transpose(1, 2).flatten(2))
+        gated = seen if own.gate is None else seen * own.gate(x).sigmoid()
+        out: Tensor = own.proj(gated)
+        return out
 
 
 def _block_targets(model: VisionTransformer, block: int) -> list[Target]:

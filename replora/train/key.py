@@ -9,7 +9,11 @@ from replora.config import RunConfig
 __all__ = ["pack_key"]
 
 #: Fields of a method that may differ between the slots of one pack.
-_FREE_METHOD_FIELDS = ("rank", "alpha", "hidden", "dropout", "tau")
+_FREE_METHOD_FIELDS = (
+    *("rank", "alpha", "hidden", "dropout", "tau"),
+    *("bottleneck", "scale"),
+    *("tokens", "deviation"),
+)
 #: Fields of the training that all slots of a pack share.
 _SHARED_TRAIN_FIELDS = ("batch", "micro_batch", "precision")
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from replora.config import (
+    AdapterMethod,
     DoraMethod,
     DoranMethod,
     FullMethod,
@@ -16,6 +17,7 @@ from replora.config import (
     LoraMethod,
     MethodConfig,
     OptimConfig,
+    PrefixMethod,
     ReploraMethod,
     RunConfig,
     TrainConfig,
@@ -44,6 +46,12 @@ METHODS: dict[str, MethodConfig] = {
     "dora": DoraMethod(rank=4, targets=("query", "value", "down")),
     "dora-dropout": DoraMethod(rank=4, dropout=0.1),
     "doran": DoranMethod(rank=4, hidden=8),
+    "adapter": AdapterMethod(bottleneck=5, targets=("output", "down")),
+    "adapter-slices": AdapterMethod(bottleneck=5, targets=("query", "value"), activation="gelu", scale=2.0),
+    "adapter-parallel": AdapterMethod(bottleneck=5, form="parallel", targets=("value", "up"), bias=True),
+    "adapter-dropout": AdapterMethod(bottleneck=5, dropout=0.1, activation="relu"),
+    "prefix": PrefixMethod(tokens=3),
+    "prefix-mlp": PrefixMethod(tokens=3, made="mlp", hidden=7),
     "full": FullMethod(),
     "linear-probe": LinearProbeMethod(),
 }
@@ -96,10 +104,14 @@ class RecordingTask:
 
 
 def neighbour(method: MethodConfig, index: int) -> MethodConfig:
-    """The same method with another rank and width, where it has them; index 2 is padded further."""
+    """The same method with other sizes, where it has some; index 2 is padded further."""
     changes: dict[str, object] = {}
-    if hasattr(method, "rank"):
-        changes = {"rank": 2 + 9 * index, "alpha": 4.0 + index}
+    for size in ("rank", "bottleneck", "tokens"):
+        if hasattr(method, size):
+            changes[size] = 2 + 9 * index
+    for factor in ("alpha", "scale"):
+        if hasattr(method, factor):
+            changes[factor] = 4.0 + index
     if hasattr(method, "hidden"):
         changes["hidden"] = 6 + 17 * index
     return method.model_copy(update=changes)

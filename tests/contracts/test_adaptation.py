@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from replora.config import ComposedMethod, LowRankMethod, MethodConfig, RunConfig
+from replora.config import ComposedMethod, MethodConfig, PrefixMethod, RunConfig
 from replora.methods.folder import load_adapter
 from replora.methods.layout import Layout, cover
 from replora.models.base import Backbone
@@ -17,15 +17,18 @@ from replora.train.model import SlotModel
 from replora.train.pack import Pack
 from tests.contracts.packs import METHODS, base, neighbour, outputs, perturbed, run
 
+#: Those that start at the base; a prefix takes a part of every query's attention from the start.
+AT_BASE = {name: method for name, method in METHODS.items() if not isinstance(method, PrefixMethod)}
 #: Those that compute the base's outputs as the base does; a gain on the outputs has the bias added after it.
 ADDITIVE = {
     name: method
-    for name, method in METHODS.items()
+    for name, method in AT_BASE.items()
     if not isinstance(method, ComposedMethod) or method.composition == "additive"
 }
+SIZED = {name: method for name, method in METHODS.items() if cover([method]) != method}
 methods = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
-LOW_RANK = {name: method for name, method in METHODS.items() if isinstance(method, LowRankMethod)}
-low_rank = pytest.mark.parametrize("method", LOW_RANK.values(), ids=LOW_RANK.keys())
+at_base = pytest.mark.parametrize("method", AT_BASE.values(), ids=AT_BASE.keys())
+sized = pytest.mark.parametrize("method", SIZED.values(), ids=SIZED.keys())
 additive = pytest.mark.parametrize("method", ADDITIVE.values(), ids=ADDITIVE.keys())
 
 
@@ -74,12 +77,19 @@ def test_update_is_zero_to_the_bit_at_the_start(method: MethodConfig) -> None:
     assert torch.equal(features[0], plain)
 
 
-@methods
+@at_base
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp64", 1e-13), ("fp32", 1e-6)])
 def test_update_is_zero_at_the_start(method: MethodConfig, precision: str, tolerance: float) -> None:
     features, backbone, batch = start(run(method, precision=precision))
     plain = backbone.features(backbone.model, {name: each[0] for name, each in batch.items()})
     assert (features[0] - plain).abs().max() <= tolerance * plain.abs().max()
+
+
+@pytest.mark.parametrize("deviation", [1.0, 1e-12])
+def test_a_prefix_does_not_start_at_the_base(deviation: float) -> None:
+    features, backbone, batch = start(run(PrefixMethod(tokens=3, deviation=deviation)))
+    plain = backbone.features(backbone.model, {name: each[0] for name, each in batch.items()})
+    assert (features[0] - plain).abs().max() > 1e-2 * plain.abs().max()
 
 
 @methods
@@ -135,7 +145,7 @@ def test_padding_gets_no_gradient(method: MethodConfig) -> None:
         assert not grad.any(), f"{name}: a gradient beyond {shape}"
 
 
-@low_rank
+@sized
 def test_padding_changes_no_output(method: MethodConfig) -> None:
     config = run(method)
     backbone, task = base(config)

@@ -7,14 +7,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from replora.config import LoraMethod, MethodConfig, OptimConfig, ReploraMethod
+from replora.config import (
+    AdapterMethod,
+    LoraMethod,
+    MethodConfig,
+    OptimConfig,
+    PrefixMethod,
+    ReploraMethod,
+)
 from replora.train.events import Event, Failed
 from replora.train.pack import Pack
 from tests.contracts.packs import METHODS, base, final_metrics, losses_of_first, neighbour, relative_gap, run
 
 methods = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
 #: One of each kind of factors, composition and adaptation: what these facts depend on.
-REPRESENTATIVES = ("lora", "replora", "replora-dropout", "doran", "full", "linear-probe")
+REPRESENTATIVES = ("lora", "replora", "replora-dropout", "doran", "adapter", "prefix", "full", "linear-probe")
 representatives = pytest.mark.parametrize(
     "method", [METHODS[n] for n in REPRESENTATIVES], ids=REPRESENTATIVES
 )
@@ -36,7 +43,7 @@ def test_packed_equals_solo_in_fp64(method: MethodConfig, tmp_path: Path) -> Non
     assert together["val_loss"] == pytest.approx(alone["val_loss"], rel=1e-10)
 
 
-@pytest.mark.parametrize("name", ["lora", "replora", "full", "linear-probe"])
+@pytest.mark.parametrize("name", ["lora", "replora", "adapter-parallel", "prefix-mlp", "full"])
 def test_packed_equals_solo_in_fp32_over_100_steps(name: str, tmp_path: Path) -> None:
     first = run(METHODS[name], lr=2e-3, steps=100, precision="fp32")
     others = [
@@ -48,13 +55,20 @@ def test_packed_equals_solo_in_fp32_over_100_steps(name: str, tmp_path: Path) ->
     assert relative_gap(packed, solo) <= 1e-5
 
 
-def test_packed_equals_solo_bit_for_bit_at_any_learning_rate(tmp_path: Path) -> None:
-    """Stronger than the contract, on the matrix library that is pinned: ranks are padded alike."""
-    first = run(ReploraMethod(rank=3, hidden=11), lr=3e-2, precision="fp32")
-    others = [
-        run(ReploraMethod(rank=r, hidden=h), lr=1e-2, seed=r, precision="fp32")
-        for r, h in ((8, 16), (16, 40))
-    ]
+@pytest.mark.parametrize(
+    "methods",
+    [
+        [ReploraMethod(rank=r, hidden=h) for r, h in ((3, 11), (8, 16), (16, 40))],
+        [AdapterMethod(bottleneck=m) for m in (5, 16, 40)],
+        [PrefixMethod(tokens=n) for n in (3, 16, 40)],
+    ],
+    ids=["replora", "adapter", "prefix"],
+)
+def test_packed_equals_solo_bit_for_bit_at_any_learning_rate(
+    methods: list[MethodConfig], tmp_path: Path
+) -> None:
+    """Stronger than the contract, on the matrix library that is pinned: sizes are padded alike."""
+    first, *others = (run(method, lr=3e-2, seed=i, precision="fp32") for i, method in enumerate(methods))
     shared = base(first)
     solo, _ = losses_of_first([first], tmp_path / "solo", shared)
     packed, _ = losses_of_first([first, *others], tmp_path / "pack", shared)

@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from replora.compose import find_run, recipe_names
-from replora.config import DigitsTask, ImageFolderTask, LoraMethod, ReploraMethod, RunConfig
+from replora.config import (
+    AdapterMethod,
+    DigitsTask,
+    DoranMethod,
+    ImageFolderTask,
+    LoraMethod,
+    PrefixMethod,
+    ReploraMethod,
+    RunConfig,
+)
 from replora.errors import ConfigError
 from replora.faults import Fault
 from replora.load import diff, load, load_run, run_from, valid_keys
@@ -85,6 +94,15 @@ def test_changed_method_keeps_only_fields_that_both_have(write: Write) -> None:
     assert load_run(path, ["method.name=lora"]).method == LoraMethod(rank=2, targets=("key",))
 
 
+def test_a_point_with_another_method_has_the_defaults_of_that_method() -> None:
+    """A default of the method that the point replaces is nobody's choice."""
+    for method in (DoranMethod(), AdapterMethod(), PrefixMethod(made="mlp")):
+        point = {"method.name": method.name, **({"method.made": "mlp"} if method.name == "prefix" else {})}
+        assert run_from(RunConfig(), point).method == method
+    chosen = RunConfig(method=ReploraMethod(rank=4, targets=("key",)))
+    assert run_from(chosen, {"method.name": "lora"}).method == LoraMethod(rank=4, targets=("key",))
+
+
 def test_hidden_below_rank_warns(write: Write) -> None:
     with pytest.warns(UserWarning, match=r"method.hidden = 4 is below method.rank = 8"):
         load_run(write("method: {hidden: 4}"))
@@ -130,7 +148,7 @@ def test_every_fault_comes_in_one_message_in_the_order_of_lines(write: Write) ->
         ("method: repllora", "Did you mean replora? Names: replora, lora, dora, doran, "),
         ("rank: 4", "Did you mean method.rank?"),
         ("method.rank: 4", "Write rank inside the section method."),
-        ("method: {name: lora, hidden: 4}", "Only replora, doran have it."),
+        ("method: {name: lora, hidden: 4}", "Only replora, doran"),
         ("method: {rank: '8'}", "method.rank must be an integer, but got '8'"),
         ("method: {rank: true}", "method.rank must be an integer, but got true"),
         ("method: {shared: yes}", "method.shared must be true or false, but got 'yes'"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import timm
@@ -11,6 +11,7 @@ import torch
 from torchvision.models import video
 
 from replora.config import (
+    AdapterMethod,
     DoraMethod,
     DoranMethod,
     FullMethod,
@@ -18,6 +19,7 @@ from replora.config import (
     LoraMethod,
     LowRankConfig,
     MethodConfig,
+    PrefixMethod,
     ReploraMethod,
 )
 from replora.errors import ConfigError
@@ -28,8 +30,13 @@ from replora.models.digits import build_digits_vit
 from replora.models.language import build_language_model, language_config, language_targets
 from replora.models.shapes import BART, LLAMA, VIDEO_SWIN, TargetShape, shapes_of
 from replora.models.video import video_architecture
-from replora.models.vision import vit_targets
-from replora.parameters import rank_for_budget, trainable_parameters
+from replora.models.vision import vit_attend, vit_targets
+from replora.parameters import (
+    bottleneck_for_budget,
+    rank_for_budget,
+    tokens_for_budget,
+    trainable_parameters,
+)
 
 METHODS: list[MethodConfig] = [
     FullMethod(),
@@ -38,6 +45,10 @@ METHODS: list[MethodConfig] = [
     DoraMethod(rank=3, targets=("query", "down")),
     DoraMethod(composition="noised"),
     DoranMethod(rank=4, hidden=6, plain_targets=("key",)),
+    AdapterMethod(bottleneck=5, targets=("output", "down", "value")),
+    AdapterMethod(bottleneck=5, targets=("query", "up"), form="parallel", bias=True),
+    PrefixMethod(tokens=3),
+    PrefixMethod(tokens=3, made="mlp", hidden=7),
     ReploraMethod(),
     ReploraMethod(composition="weight-decomposed"),
     ReploraMethod(shared=False, seed="dense", rank=4, hidden=6),
@@ -144,7 +155,13 @@ def test_count_equals_the_parameters_that_a_slot_trains(method: MethodConfig) ->
     model, shape = build_digits_vit(), shapes_of("vit-digits")
     assert shape is not None
     backbone = Backbone(
-        "vit-digits", model, vit_targets(model), lambda model, batch: batch["image"], shape.width, "sha256:0"
+        name="vit-digits",
+        model=model,
+        targets=vit_targets(model),
+        features=lambda model, batch: batch["image"],
+        width=shape.width,
+        fingerprint="sha256:0",
+        attend=vit_attend,
     )
     trained = sum(torch.Size(size).numel() for size in adapt(backbone, method).shapes(method).values())
     assert trainable_parameters(method, shape.targets, shape.base_parameters) == trained
@@ -194,6 +211,45 @@ def test_rank_for_budget_is_the_largest_that_fits(method: LowRankConfig) -> None
         budget = trainable_parameters(method.model_copy(update={"rank": rank}), shape.targets, 0)
         assert rank_for_budget(budget, method, shape.targets) == rank
         assert rank_for_budget(budget + 1, method, shape.targets) == rank
+
+
+@pytest.mark.parametrize("form", ["series", "parallel"])
+def test_bottleneck_for_budget_is_the_largest_that_fits(form: Literal["series", "parallel"]) -> None:
+    shape = shapes_of("vit-s16")
+    assert shape is not None
+    for bottleneck in (1, 7, 900):
+        method = AdapterMethod(bottleneck=bottleneck, form=form, bias=True)
+        budget = trainable_parameters(method, shape.targets, 0)
+        assert bottleneck_for_budget(budget, AdapterMethod(form=form, bias=True), shape.targets) == bottleneck
+        assert bottleneck_for_budget(budget + 1, method, shape.targets) == bottleneck
+
+
+@pytest.mark.parametrize("made", ["direct", "mlp"])
+def test_tokens_for_budget_is_the_longest_prefix_that_fits(made: Literal["direct", "mlp"]) -> None:
+    shape = shapes_of("vit-s16")
+    assert shape is not None
+    for tokens in (1, 7, 900):
+        budget = trainable_parameters(PrefixMethod(tokens=tokens, made=made), shape.targets, 0)
+        assert tokens_for_budget(budget, PrefixMethod(made=made), shape.targets) == tokens
+        assert tokens_for_budget(budget + 1, PrefixMethod(made=made), shape.targets) == tokens
+
+
+@pytest.mark.parametrize(("name", "adapters"), [("llama-7b", 67_108_864), ("llama-13b", 104_857_600)])
+def test_published_adapters_have_the_percentages_of_the_paper(name: str, adapters: int) -> None:
+    shape = shapes_of(name)
+    assert shape is not None
+    counted = trainable_parameters(AdapterMethod(bottleneck=256), shape.targets, shape.base_parameters)
+    assert counted == adapters
+    percent = 100 * counted / (counted + shape.base_parameters)
+    assert round(percent, 2) == {"llama-7b": 0.99, "llama-13b": 0.80}[name]
+
+
+def test_ten_tokens_have_the_percentage_of_the_paper_on_13b() -> None:
+    shape = shapes_of("llama-13b")
+    assert shape is not None
+    counted = trainable_parameters(PrefixMethod(tokens=10), shape.targets, shape.base_parameters)
+    assert counted == 4_096_000
+    assert round(100 * counted / shape.base_parameters, 2) == 0.03
 
 
 def test_rank_for_budget_stops_at_the_width() -> None:

@@ -53,7 +53,7 @@ def test_every_fault_of_a_file_is_told_at_its_line(tmp_path: Path) -> None:
         ({"method.name": {"values": ("lora", "loar")}}, "Did you mean lora?"),
         (
             {"method.name": {"values": ("lora", "replora")}, "method.hidden": {"values": (8,)}},
-            "method.hidden is not a field of the lora method. Only replora, doran have it",
+            "method.hidden is not a field of the lora method. Only replora, doran",
         ),
         ({"method.hidden": {"values": (8,), "when": {"method.name": ("lora",)}}}, "is never met"),
         ({"method.hidden": {"values": (8,), "when": {"methd.name": ("lora",)}}}, "Did you mean method.name?"),

@@ -1,0 +1,74 @@
+"""Prefixes in transformers' models of Llama's form: an attention function, and tokens that begin later."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from replora.models.prefix import Prefix
+
+__all__ = ["language_attend"]
+
+_NAME = "replora_prefix"
+
+
+def language_attend(model: nn.Module, prefixes: Mapping[str, Prefix]) -> None:
+    """Makes every attention of a private language model see the prefix under its path (`Backbone.attend`).
+
+    Keys and values of the prefix join those of the tokens in each call of the attention, after rotation
+    and cache, so that training and generation see the same and the cache holds tokens alone.
+    """
+    for path, module in model.named_modules():
+        if hasattr(module, "num_key_value_groups"):
+            module.find_prefix = partial(prefixes.__getitem__, path)
+    config: Any = model.config
+    config._attn_implementation = _NAME
+    decoder = getattr(model, "model", model)
+    decoder.register_forward_pre_hook(partial(_begin_later, prefixes), with_kwargs=True)
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Scaled dot products over tokens and prefix, `[rows, H, Q, D]` to `[rows, Q, H, D]`."""
+    prefix: Prefix = module.find_prefix()  # type: ignore[operator]
+    shape = (query.shape[0], query.shape[2], key.shape[2])
+    causal = options.pop("is_causal", None)
+    causal = bool(getattr(module, "is_causal", True)) if causal is None else causal
+    mask = prefix.mask(mask, shape, causal=causal)
+    key, value = prefix.beside(key, value)
+    plain = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    return plain(module, query, key, value, mask, is_causal=False, **options)  # type: ignore[no-any-return]
+
+
+def _begin_later(
+    prefixes: Mapping[str, Prefix], module: nn.Module, args: tuple[Any, ...], options: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Shifts each slot's positions by the length of its prefix."""
+    lengths = next(iter(prefixes.values())).lengths
+    inputs = options["inputs_embeds"] if options.get("input_ids") is None else options["input_ids"]
+    positions = options.get("position_ids")
+    if positions is None:
+        cache = options.get("past_key_values")
+        seen = 0 if cache is None else cache.get_seq_length()
+        positions = torch.arange(seen, seen + inputs.shape[1], device=inputs.device).unsqueeze(0)
+    shifts = torch.tensor(lengths[:1] if len(set(lengths)) == 1 else lengths, device=inputs.device)
+    if len(shifts) > 1:
+        shifts = shifts.repeat_interleave(len(inputs) // len(shifts))
+    return args, {**options, "position_ids": positions + shifts.unsqueeze(1)}
+
+
+AttentionInterface.register(_NAME, _attention)
+AttentionMaskInterface.register(_NAME, sdpa_mask)
