@@ -90,8 +90,9 @@ def _shape(members: Sequence[Target]) -> tuple[object, ...]:
 
 
 def _sites(blocks: Sequence[Sequence[Target]]) -> Iterable[Site]:
-    first = sorted(blocks[0], key=lambda target: (target.module, target.rows))
-    others = [sorted(block, key=lambda target: (target.module, target.rows)) for block in blocks]
+    order = sorted(range(len(blocks[0])), key=lambda index: (blocks[0][index].module, blocks[0][index].rows))
+    # One order for all: in BART's decoder other modules come first by name than in its encoder.
+    first, *_ = ordered = [[block[index] for index in order] for block in blocks]
     position = 0
     for _, members in groupby(first, key=lambda target: target.module):
         run = list(members)
@@ -100,6 +101,6 @@ def _sites(blocks: Sequence[Sequence[Target]]) -> Iterable[Site]:
             targets=tuple(target.name for target in run),
             rows=tuple(target.rows for target in run),
             inputs=run[0].inputs,
-            modules=tuple(block[position].module for block in others),
+            modules=tuple(block[position].module for block in ordered),
         )
         position += len(run)

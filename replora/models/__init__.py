@@ -4,8 +4,8 @@ from __future__ import annotations
 
 __all__ = ["BACKBONES"]
 
-#: Name -> what it is. Any other timm ViT is `timm/<its name>`, any language model of Llama's form
-#: `hf/<folder or hub name>`.
+#: Name -> what it is. Any other timm ViT is `timm/<its name>`, any BART or language model of Llama's
+#: form `hf/<folder or hub name>`.
 BACKBONES: dict[str, str] = {
     "vit-digits": "ViT of width 64 and 4 layers, pre-trained here on the handwritten digits 0 to 4",
     "vit-ti16": "ViT-Ti/16 at 224 px, ImageNet-21k (timm vit_tiny_patch16_224.augreg_in21k)",
@@ -17,5 +17,6 @@ BACKBONES: dict[str, str] = {
     "video-swin-s": "Video Swin-S, Kinetics-400 (torchvision swin3d_s)",
     "video-swin-b": "Video Swin-B, Kinetics-400 (torchvision swin3d_b)",
     "llama-7b": "LLaMA-7B; give its local folder in backbone.weights",
+    "bart-base": "BART-base (facebook/bart-base), from texts to texts",
     "llama-13b": "LLaMA-13B; give its local folder in backbone.weights",
 }

@@ -42,10 +42,13 @@ def load_checkpoint(model: nn.Module, folder: Path, dtype: torch.dtype, device: 
         CheckpointError: If a file is missing or damaged, or a tensor is missing, unknown or misshapen.
     """
     wanted, digest = model.state_dict(), hashlib.sha256()
+    prefix = str(getattr(model, "base_model_prefix", ""))
     faults: list[str] = []
     for name, tensor in _tensors(folder):
         if name.endswith(_IGNORED):
             continue
+        if name not in wanted and f"{prefix}.{name}" in wanted:
+            name = f"{prefix}.{name}"  # saved from the model without its head, as facebook/bart-base
         if name not in wanted:
             faults.append(f"{name} is not a tensor of the backbone")
         elif tensor.shape != wanted[name].shape:

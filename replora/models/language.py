@@ -1,4 +1,4 @@
-"""Language models of Llama's form (Llama, Mistral, Qwen, ...) as backbones; the door of transformers.
+"""Language models of Llama's form (Llama, Mistral, Qwen, ...) as backbones.
 
 What a model gives depends on the batch (docs/language.md): losses of tokens for a batch of texts, or
 generated tokens for a batch of prompts. Rows of a pack are folded slot by slot, so both serve any
@@ -8,7 +8,7 @@ number of slots.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from replora.config import BackboneConfig
-from replora.errors import ConfigError, MachineError
+from replora.errors import ConfigError
 from replora.models.base import Backbone, Target
 from replora.models.checkpoints import hash_samples, load_checkpoint, start_at_random
+from replora.models.hub import PREFIX, HubTokenizer
 from replora.models.prefix import Prefix
 from replora.models.shapes import LLAMA
 from replora.models.token_loss import token_losses
@@ -27,16 +28,13 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 __all__ = [
-    "HubTokenizer",
     "build_language_model",
-    "checkpoint_files",
     "language_backbone",
     "language_config",
     "language_features",
     "language_targets",
 ]
 
-_PREFIX = "hf/"
 _PARTS = {
     "query": "self_attn.q_proj",
     "key": "self_attn.k_proj",
@@ -48,7 +46,9 @@ _PARTS = {
 }
 
 
-def language_backbone(config: BackboneConfig, dtype: torch.dtype, device: torch.device) -> Backbone:
+def language_backbone(
+    config: BackboneConfig, folder: Path | None, dtype: torch.dtype, device: torch.device
+) -> Backbone:
     """A frozen language model on its device.
 
     Weights go tensor by tensor from the mapped files to the device in the wanted type, so there is
@@ -57,15 +57,14 @@ def language_backbone(config: BackboneConfig, dtype: torch.dtype, device: torch.
     Args:
         config: `llama-7b` or `llama-13b` with the local folder in `weights`, or `hf/<folder or hub
             name>`; `weights: random` for a model that was not trained.
+        folder: Of the checkpoint (`replora.models.hub.checkpoint_folder`).
         dtype: Of the weights.
         device: Where the model goes.
 
     Raises:
         ConfigError: If the model is not of Llama's form or not the one that the name says.
         CheckpointError: If its files are damaged or do not fit.
-        MachineError: If the checkpoint is not on this machine and cannot be fetched.
     """
-    folder = _folder(config)
     described = language_config(config.name, folder)
     model = build_language_model(described, dtype)
     targets = language_targets(model)
@@ -126,7 +125,7 @@ def language_config(name: str, folder: Path | None) -> PretrainedConfig:
         if found != wanted:
             raise ConfigError(
                 f"backbone.weights: {folder} is not {name}: {found} instead of {wanted}.\n"
-                f"  For another model, set backbone.name to {_PREFIX}{folder}."
+                f"  For another model, set backbone.name to {PREFIX}{folder}."
             )
     return cast("PretrainedConfig", config)
 
@@ -199,24 +198,6 @@ def _attend(model: nn.Module, prefixes: Mapping[str, Prefix]) -> None:
     language_attend(model, prefixes)
 
 
-def checkpoint_files(model: nn.Module, tokenizer: object) -> dict[str, str | bytes | dict[str, Tensor]]:
-    """Content of the files that make a model a checkpoint that transformers opens, by name.
-
-    Args:
-        model: A language model with its weights.
-        tokenizer: Of its backbone; None where it has none.
-    """
-    tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    config: Any = model.config
-    if config.tie_word_embeddings:
-        del tensors["lm_head.weight"]  # the embedding, whose name is in the file
-    files: dict[str, str | bytes | dict[str, Tensor]] = {"model.safetensors": tensors}
-    files["config.json"] = config.to_json_string()
-    if isinstance(tokenizer, HubTokenizer):
-        files |= tokenizer.files()
-    return files
-
-
 def _generated(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
     """Greedy or beam search with a cache of keys and values; rows stay slot by slot throughout."""
     from transformers import GenerationConfig
@@ -241,95 +222,6 @@ def _ends(model: nn.Module) -> list[int]:
     if end is None:
         raise ConfigError("backbone: its config.json has no eos_token_id, which ends a generated text")
     return list(end) if isinstance(end, (list, tuple)) else [int(end)]
-
-
-class HubTokenizer:
-    """The tokenizer of a checkpoint's folder, loaded when first used."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._loaded: Any = None
-
-    @property
-    def end(self) -> int:
-        """The token that ends a text."""
-        return int(self._tokenizer.eos_token_id)
-
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokens of each text, with the start token where the model has one."""
-        return cast("list[list[int]]", self._tokenizer(list(texts))["input_ids"])
-
-    def decode(self, tokens: Sequence[Sequence[int]]) -> list[str]:
-        """Texts without special tokens."""
-        return cast("list[str]", self._tokenizer.batch_decode(tokens, skip_special_tokens=True))
-
-    def files(self) -> dict[str, bytes]:
-        """Content of the tokenizer's own files, by name."""
-        names = (
-            "tokenizer*",
-            "special_tokens_map.json",
-            "vocab.json",
-            "merges.txt",
-            "generation_config.json",
-        )
-        paths = [path for name in names for path in sorted(self._folder.glob(name)) if path.is_file()]
-        return {path.name: path.read_bytes() for path in paths}
-
-    @property
-    def _tokenizer(self) -> Any:
-        if self._loaded is None:
-            from transformers import AutoTokenizer
-
-            try:
-                self._loaded = AutoTokenizer.from_pretrained(self._folder, local_files_only=True)
-            except (OSError, ValueError, ImportError, KeyError) as error:
-                reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
-                raise ConfigError(
-                    f"backbone: the tokenizer in {self._folder} cannot be read ({reason[0]}).\n"
-                    "  The folder needs tokenizer.json, or tokenizer.model and the sentencepiece package."
-                ) from error
-            if self._loaded.eos_token_id is None:
-                raise ConfigError(f"backbone: the tokenizer in {self._folder} has no end token (eos_token).")
-        return self._loaded
-
-
-def _folder(config: BackboneConfig) -> Path | None:
-    """Where the checkpoint lies; None for a named model with random weights."""
-    if config.weights not in ("pretrained", "random"):
-        folder = Path(config.weights).expanduser()
-        if not folder.is_dir():
-            raise MachineError(
-                f"backbone.weights: {folder} is not a folder. A language model is a folder with config.json, "
-                "safetensors and the tokenizer's files."
-            )
-        return folder
-    if config.name in LLAMA:
-        if config.weights == "random":
-            return None
-        raise MachineError(
-            f"backbone.weights: the weights of {config.name} are given out by their owner, not fetched.\n"
-            "  Set backbone.weights to their local folder (config.json, safetensors, tokenizer) or to random."
-        )
-    named = config.name.removeprefix(_PREFIX)
-    local = Path(named).expanduser()
-    return local if local.is_dir() else _fetched(named)
-
-
-def _fetched(name: str) -> Path:
-    """The folder of a checkpoint by its hub name: what this machine has, else from the hub."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    patterns = ["*.json", "*.safetensors", "tokenizer*"]
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except (OSError, HFValidationError, HfHubHTTPError) as error:
-        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        raise MachineError(
-            f"backbone.name: {name} is neither a folder nor on this machine by its hub name, and it cannot "
-            f"be fetched from the hub ({reason[0]}).\n"
-            f"  Offline, set backbone.name to {_PREFIX}<folder>: config.json, safetensors and the tokenizer."
-        ) from error
 
 
 def _linear(layer: nn.Module, part: str, kind: str) -> nn.Linear:

@@ -11,7 +11,8 @@ from replora.cache import Cached, hash_tensors
 from replora.config import BackboneConfig
 from replora.models.base import Architecture, Backbone
 from replora.models.digits import digits_architecture
-from replora.models.shapes import VIDEO_SWIN, is_language_model
+from replora.models.hub import checkpoint_folder, kind_of
+from replora.models.shapes import BART, VIDEO_SWIN, is_language_model
 from replora.models.vision import timm_architecture, unfuse_short_attention
 from replora.models.weights import assemble, random_weights, read_weights
 
@@ -39,9 +40,7 @@ def load_backbone(
         MachineError: If pre-trained weights are not on this machine and cannot be fetched.
     """
     if is_language_model(config.name):
-        from replora.models.language import language_backbone  # transformers, slow to import
-
-        return language_backbone(config, _DTYPES[precision], torch.device(device))
+        return _transformer(config, _DTYPES[precision], torch.device(device))
     architecture = _architecture(config.name)
     weights = _weights(config.weights, architecture)
     model = assemble(architecture.build, weights.tensors, f"backbone.weights {config.weights}")
@@ -58,6 +57,16 @@ def load_backbone(
         fingerprint=weights.checksum,
         attend=architecture.attend,
     )
+
+
+def _transformer(config: BackboneConfig, dtype: torch.dtype, device: torch.device) -> Backbone:
+    """A model in transformers' form, told by its name or by its folder."""
+    from replora.models.bart import bart_backbone
+    from replora.models.language import language_backbone
+
+    folder = checkpoint_folder(config)
+    is_bart = config.name in BART or kind_of(folder) == "bart"
+    return (bart_backbone if is_bart else language_backbone)(config, folder, dtype, device)
 
 
 def _architecture(name: str) -> Architecture:

@@ -25,6 +25,7 @@ from replora.errors import AdapterError
 from replora.methods.bake import BakedTarget, bake, head, merge
 from replora.methods.folder import SavedAdapter, load_adapter, save_adapter
 from replora.models.base import Backbone
+from replora.models.hub import checkpoint_files
 from replora.models.load import load_backbone
 from replora.models.shapes import is_language_model
 
@@ -157,8 +158,6 @@ def _lora_config(
 def _merged(adapter: SavedAdapter, backbone: Backbone) -> Files:
     name = adapter.config.backbone.name
     if is_language_model(name):
-        from replora.models.language import checkpoint_files  # transformers, slow to import
-
         readme = _MERGED_LANGUAGE_README.format(name=name)
         return {**checkpoint_files(merge(adapter, backbone), backbone.processor), "README.md": readme}
     tensors = {name: tensor.detach() for name, tensor in merge(adapter, backbone).state_dict().items()}
@@ -183,7 +182,8 @@ _PEFT_README = """\
 
     from peft import PeftModel
     from replora.config import BackboneConfig
-    from replora.models.load import load_backbone
+    from replora.models.hub import checkpoint_files
+from replora.models.load import load_backbone
 
     base = load_backbone(BackboneConfig(name="{name}"), precision="fp32", device="cpu").model
     base.reset_classifier({classes})

@@ -15,7 +15,7 @@ from torch import Tensor
 from replora import cli
 from replora.config import COMMONSENSE_SETS, BackboneConfig, CommonsenseTask
 from replora.errors import ConfigError, DataError
-from replora.models.language import HubTokenizer
+from replora.models.hub import HubTokenizer
 from replora.models.load import load_backbone
 from replora.tasks import TASKS
 from replora.tasks.base import Batch

@@ -1,0 +1,143 @@
+"""Checkpoints and tokenizers in transformers' form: where they lie, and how they are written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from replora.config import BackboneConfig
+from replora.errors import ConfigError, MachineError
+from replora.models.shapes import BART, LLAMA
+
+__all__ = ["PREFIX", "HubTokenizer", "checkpoint_files", "checkpoint_folder", "kind_of"]
+
+PREFIX = "hf/"
+_BART = "facebook/bart-base"
+
+
+def checkpoint_folder(config: BackboneConfig) -> Path | None:
+    """Where the checkpoint lies; None for a named model with random weights.
+
+    Raises:
+        MachineError: If it is not on this machine and cannot be fetched.
+    """
+    if config.weights not in ("pretrained", "random"):
+        folder = Path(config.weights).expanduser()
+        if not folder.is_dir():
+            raise MachineError(
+                f"backbone.weights: {folder} is not a folder. A language model is a folder with config.json, "
+                "safetensors and the tokenizer's files."
+            )
+        return folder
+    if config.name in LLAMA:
+        if config.weights == "random":
+            return None
+        raise MachineError(
+            f"backbone.weights: the weights of {config.name} are given out by their owner, not fetched.\n"
+            "  Set backbone.weights to their local folder (config.json, safetensors, tokenizer) or to random."
+        )
+    if config.name in BART:
+        return None if config.weights == "random" else _fetched(_BART)
+    named = config.name.removeprefix(PREFIX)
+    local = Path(named).expanduser()
+    return local if local.is_dir() else _fetched(named)
+
+
+def kind_of(folder: Path | None) -> str:
+    """What `config.json` of a folder calls its kind of model; empty where it says nothing."""
+    try:
+        described = json.loads(((folder or Path()) / "config.json").read_bytes())
+        return str(described["model_type"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _fetched(name: str) -> Path:
+    """The folder of a checkpoint by its hub name: what this machine has, else from the hub."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    patterns = ["*.json", "*.safetensors", "tokenizer*", "merges.txt"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except (OSError, HFValidationError, HfHubHTTPError) as error:
+        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        raise MachineError(
+            f"backbone.name: {name} is neither a folder nor on this machine by its hub name, and it cannot "
+            f"be fetched from the hub ({reason[0]}).\n"
+            f"  Offline, set backbone.name to {PREFIX}<folder>, or backbone.weights of a named model to the "
+            "folder: config.json, safetensors and the tokenizer."
+        ) from error
+
+
+def checkpoint_files(model: nn.Module, tokenizer: object) -> dict[str, str | bytes | dict[str, Tensor]]:
+    """Content of the files that make a model a checkpoint that transformers opens, by name.
+
+    Args:
+        model: A language model with its weights.
+        tokenizer: Of its backbone; None where it has none.
+    """
+    tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    # Tied weights have the name that comes first: the embedding's. A head that is the embedding has none.
+    places = {tensor.data_ptr(): name for name, tensor in reversed(tensors.items())}
+    tensors = {name: tensor for name, tensor in tensors.items() if places[tensor.data_ptr()] == name}
+    config: Any = model.config
+    files: dict[str, str | bytes | dict[str, Tensor]] = {"model.safetensors": tensors}
+    files["config.json"] = config.to_json_string()
+    if isinstance(tokenizer, HubTokenizer):
+        files |= tokenizer.files()
+    return files
+
+
+class HubTokenizer:
+    """The tokenizer of a checkpoint's folder, loaded when first used."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._loaded: Any = None
+
+    @property
+    def end(self) -> int:
+        """The token that ends a text."""
+        return int(self._tokenizer.eos_token_id)
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokens of each text, with the start token where the model has one."""
+        return cast("list[list[int]]", self._tokenizer(list(texts))["input_ids"])
+
+    def decode(self, tokens: Sequence[Sequence[int]]) -> list[str]:
+        """Texts without special tokens."""
+        return cast("list[str]", self._tokenizer.batch_decode(tokens, skip_special_tokens=True))
+
+    def files(self) -> dict[str, bytes]:
+        """Content of the tokenizer's own files, by name."""
+        names = (
+            "tokenizer*",
+            "special_tokens_map.json",
+            "vocab.json",
+            "merges.txt",
+            "generation_config.json",
+        )
+        paths = [path for name in names for path in sorted(self._folder.glob(name)) if path.is_file()]
+        return {path.name: path.read_bytes() for path in paths}
+
+    @property
+    def _tokenizer(self) -> Any:
+        if self._loaded is None:
+            from transformers import AutoTokenizer
+
+            try:
+                self._loaded = AutoTokenizer.from_pretrained(self._folder, local_files_only=True)
+            except (OSError, ValueError, ImportError, KeyError) as error:
+                reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+                raise ConfigError(
+                    f"backbone: the tokenizer in {self._folder} cannot be read ({reason[0]}).\n"
+                    "  The folder needs tokenizer.json, or tokenizer.model and the sentencepiece package."
+                ) from error
+            if self._loaded.eos_token_id is None:
+                raise ConfigError(f"backbone: the tokenizer in {self._folder} has no end token (eos_token).")
+        return self._loaded
