@@ -58,7 +58,7 @@ def tag_of(data: object) -> str | None:
 
 def element_of(annotation: Annotation, data: object, key: str | int) -> Annotation:
     """The annotation of `data[key]`; None where nothing is known of it."""
-    model = section_model(annotation, data)
+    model = None if isinstance(data, list) else section_model(annotation, data)
     if model is not None:
         info = model.model_fields.get(str(key))
         return None if info is None else info.annotation

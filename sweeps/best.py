@@ -17,12 +17,10 @@ from typing import Literal
 
 from replora.config import RunConfig
 from replora.errors import ConfigError
-from replora.models.shapes import shapes_of
-from replora.parameters import trainable_parameters
 from sweeps.groups import Group, groups_of, ranked
 from sweeps.interval import Difference, Interval, difference, holm, t_interval, wilson
 from sweeps.ledger import SweepView, TrialView
-from sweeps.objective import VALIDATION_EXAMPLES, Objective
+from sweeps.objective import VALIDATION_EXAMPLES, Objective, parameters_of
 from sweeps.space import value_at
 
 __all__ = ["Contender", "Selection", "select"]
@@ -124,7 +122,7 @@ def _contender(view: SweepView, group: Group, stage: Literal["search", "confirm"
         values=values,
         mean=fmean(values.values()),
         interval=_interval(view, run, list(values.values())),
-        parameters=_parameters(run),
+        parameters=parameters_of(run),
         val_loss=fmean(trial.metrics.get("val_loss", math.nan) for trial in trials),
         trials=trials,
     )
@@ -137,11 +135,6 @@ def _interval(view: SweepView, run: RunConfig, values: list[float]) -> Interval 
         return replace(found, low=max(0.0, found.low), high=min(1.0, found.high)) if fraction else found
     examples = VALIDATION_EXAMPLES.get(run.task.name)
     return wilson(values[0], examples) if fraction and examples else None
-
-
-def _parameters(run: RunConfig) -> int | None:
-    shape = shapes_of(run.backbone.name)
-    return None if shape is None else trainable_parameters(run.method, shape.targets, shape.base_parameters)
 
 
 def _order(item: Contender, objective: Objective) -> tuple[float, float, float]:

@@ -11,11 +11,15 @@ from collections.abc import Iterable, Iterator
 from replora.config import ImageFolderTask
 from replora.errors import ConfigError
 from replora.faults import Fault, config_error, shown
+from sweeps.budget import budget_faults
 from sweeps.config import SweepConfig
 from sweeps.domains import contains, domain_faults
-from sweeps.objective import METRICS, objective_of
+from sweeps.objective import METRICS, QUANTITIES, objectives_of, parameters_of
+from sweeps.population import population_faults
 from sweeps.probe import grid_faults, value_faults
+from sweeps.search import sampler_faults
 from sweeps.space import Point, Space
+from sweeps.warm import warm_faults
 
 __all__ = ["MAX_GRID", "check_sweep", "grid_size", "sweep_faults"]
 
@@ -40,6 +44,10 @@ def sweep_faults(config: SweepConfig) -> Iterator[Fault]:
     yield from _objective_faults(config)
     yield from _pruner_faults(config)
     yield from _data_faults(config)
+    yield from budget_faults(config)
+    yield from population_faults(config)
+    yield from warm_faults(config)
+    yield from sampler_faults(config, len(config.objective) if isinstance(config.objective, tuple) else 1)
     faults = list(domain_faults(config))
     sound = _without(config, {str(fault.keys[1]) for fault in faults})
     if sound is not None:
@@ -88,29 +96,74 @@ def _seed_faults(config: SweepConfig) -> Iterator[Fault]:
     if config.confirm.seeds and not config.confirm.top:
         text = "confirm.top must be at least 1 where confirm.seeds are given, but got 0."
         yield Fault(("confirm",), text, "Leave out confirm for a sweep without confirmation.")
+    if config.confirm.start is not None and config.confirm.start >= len(config.confirm.seeds):
+        count, start = len(config.confirm.seeds), config.confirm.start
+        text = f"confirm.start must be below the number of confirm.seeds, {count}, but got {start}."
+        yield Fault(("confirm", "start"), text, "Leave it out to give every configuration all seeds at once.")
 
 
 def _objective_faults(config: SweepConfig) -> Iterator[Fault]:
     try:
-        objective = objective_of(config)
+        objectives = objectives_of(config)
     except ConfigError as error:
         yield Fault(("objective",), str(error))
         return
-    names = METRICS[config.run.task.name]
-    if objective.metric not in names:
-        task = config.run.task.name
-        text = f"objective.metric must be a metric of the task {task}, but got {objective.metric!r}."
-        yield Fault(("objective", "metric"), text, f"Metrics: {', '.join(names)}.")
+    task = config.run.task.name
+    names = (*METRICS[task], *QUANTITIES)
+    for index, objective in enumerate(objectives):
+        at = ("objective", index) if isinstance(config.objective, tuple) else ("objective",)
+        if objective.metric not in names:
+            text = f"objective.metric must be a metric of the task {task}, but got {objective.metric!r}."
+            yield Fault((*at, "metric"), text, f"Metrics: {', '.join(names)}.")
+        elif objective.metric in QUANTITIES and parameters_of(config.run) is None:
+            text = f"objective.metric: {objective.metric} needs a backbone whose sizes are known beforehand."
+            yield Fault((*at, "metric"), text, f"Of {config.run.backbone.name} they are not.")
+        elif objective.metric in [before.metric for before in objectives[:index]]:
+            yield Fault(at, f"objective must not repeat a metric, but {objective.metric} comes twice.")
+    if len(objectives) > 1:
+        yield from _several_faults(config)
+
+
+def _several_faults(config: SweepConfig) -> Iterator[Fault]:
+    """What is there for one objective only."""
+    if config.pruner.name != "none":
+        text = f"pruner.name must be none with several objectives, but got {config.pruner.name}."
+        yield Fault(
+            ("pruner", "name"), text, "A trial that is behind in one may lead in another; Optuna prunes none."
+        )
+    if config.search.name == "pbt":
+        yield Fault(
+            ("search", "name"), "search.name: pbt takes one objective.", "Take optuna with tpe or nsga2."
+        )
+    if config.confirm.start is not None:
+        text = "confirm.start must be null with several objectives: a race compares in one."
+        yield Fault(("confirm", "start"), text)
 
 
 def _pruner_faults(config: SweepConfig) -> Iterator[Fault]:
-    if config.pruner.name == "none" or "train.steps" in config.space or "train.eval_every" in config.space:
+    pruner, train = config.pruner, config.run.train
+    if pruner.schedule == "rung":
+        yield from _rung_faults(config)
+    if pruner.name == "none" or "train.steps" in config.space or "train.eval_every" in config.space:
         return
-    steps, grace, every = config.run.train.steps, config.pruner.grace_steps, config.run.train.eval_every
-    if max(grace, every) >= steps:
-        text = f"the pruner could stop no trial: it first sees one at step {max(grace, every)} of {steps}."
+    steps, first = train.steps, max(pruner.grace_steps, train.eval_every)
+    if first >= steps:
+        text = f"the pruner could stop no trial: it first sees one at step {first} of {steps}."
         hint = "Lower pruner.grace_steps or run.train.eval_every, or take pruner.name: none."
         yield Fault(("pruner", "grace_steps"), text, hint)
+
+
+def _rung_faults(config: SweepConfig) -> Iterator[Fault]:
+    pruner, every = config.pruner, config.run.train.eval_every
+    at = ("pruner", "schedule")
+    if pruner.name != "asha":
+        text = f"pruner.schedule: rung needs pruner.name: asha, which has rungs, but got {pruner.name}."
+        yield Fault(at, text)
+    elif "train.eval_every" in config.space or pruner.grace_steps % every:
+        text = f"pruner.grace_steps must be a multiple of run.train.eval_every, {every}, for schedule: rung."
+        yield Fault(at, text, "A trial is to be judged where its schedule ends, not after it has begun anew.")
+    if config.run.optim.restarts:
+        yield Fault(at, "pruner.schedule: rung sets run.optim.restarts itself; leave them out.")
 
 
 def _data_faults(config: SweepConfig) -> Iterator[Fault]:

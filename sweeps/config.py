@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from replora.config import Frozen, Positive, RunConfig
 
 __all__ = [
+    "BudgetConfig",
     "ConfirmConfig",
     "Domain",
     "ObjectiveConfig",
+    "PopulationConfig",
     "PrunerConfig",
     "ResourceConfig",
     "SearchConfig",
@@ -42,45 +45,79 @@ class Domain(Frozen):
     when: dict[str, tuple[Scalar, ...]] = {}
 
 
+class PopulationConfig(Frozen):
+    """Population-based training: when the worst copy the best, and how the copies differ.
+
+    Attributes:
+        every: Optimizer steps between two decisions.
+        replace: Share of the population that is replaced at each decision.
+        factors: A copy's learning rate and weight decay are each multiplied by one of them, within the space.
+    """
+
+    every: Positive = 50
+    replace: Annotated[float, Field(gt=0.0, le=0.5)] = 0.25
+    factors: Annotated[tuple[Annotated[float, Field(gt=0.0)], ...], Field(min_length=1)] = (0.8, 1.25)
+
+
 class SearchConfig(Frozen):
     """Who proposes configurations.
 
     Attributes:
-        name: `grid` takes the product of all values; `random` and `optuna` draw `trials` of them.
+        name: `grid` takes the product of all values; `random` and `optuna` draw `trials` of them; `pbt`
+            draws a population of `trials` and lets the worst copy the best while they train.
         trials: Configurations to draw; must be null for a grid.
         sampler: Of Optuna.
         seed: Of the searcher; the same seed proposes the same first configurations.
         first: Configurations (dotted key -> value) that are tried before any other.
+        warm_start: Folders of earlier sweeps whose finished trials Optuna is told before it proposes.
+        max_parameters: Proposals that would train more parameters (without the head) are not trained.
+        population: Of `pbt`.
     """
 
-    name: Literal["grid", "random", "optuna"] = "grid"
+    name: Literal["grid", "random", "optuna", "pbt"] = "grid"
     trials: Positive | None = None
-    sampler: Literal["tpe", "cma-es", "gp", "qmc"] = "tpe"
+    sampler: Literal["tpe", "cma-es", "gp", "qmc", "nsga2"] = "tpe"
     seed: Annotated[int, Field(ge=0)] = 0
     first: tuple[dict[str, Scalar], ...] = ()
+    warm_start: tuple[Path, ...] = ()
+    max_parameters: Positive | None = None
+    population: PopulationConfig = PopulationConfig()
 
 
 class PrunerConfig(Frozen):
     """Who stops trials early, judged on the objective at equal steps.
 
-    A trial's learning-rate schedule is always that of its full length, so a stopped trial was not
-    annealed: its value is a lower bound, and tables mark it as pruned.
-
     Attributes:
         grace_steps: No trial stops before so many optimizer steps.
         reduction: ASHA keeps the best 1 / reduction at each rung.
+        schedule: `full`: a trial's learning-rate schedule is that of its full length, so a stopped trial
+            was not annealed and its value is a bound. `rung` (ASHA): the schedule comes to its end at
+            every rung and begins anew, so values at a rung are of annealed trainings.
     """
 
     name: Literal["none", "asha", "median"] = "none"
     grace_steps: Positive = 50
     reduction: Annotated[int, Field(ge=2)] = 3
+    schedule: Literal["full", "rung"] = "full"
 
 
 class ObjectiveConfig(Frozen):
-    """What is optimized on the validation split; null means the task's primary metric and direction."""
+    """What is optimized on the validation split; null means the task's primary metric and direction.
+
+    Beside the task's metrics: `trainable_parameters` (without the head) and `ppt`, the trade-off of
+    accuracy and trainable parameters.
+    """
 
     metric: str | None = None
     direction: Literal["maximize", "minimize"] | None = None
+
+
+#: One objective, or several, for which the sweep finds the Pareto front.
+Objectives = Annotated[
+    Annotated[ObjectiveConfig, Tag("(one)")]
+    | Annotated[tuple[ObjectiveConfig, ...], Field(min_length=1), Tag("(several)")],
+    Discriminator(lambda value: "(several)" if isinstance(value, list | tuple) else "(one)"),
+]
 
 
 class ConfirmConfig(Frozen):
@@ -89,10 +126,29 @@ class ConfirmConfig(Frozen):
     Attributes:
         top: Configurations that are confirmed; 0 turns confirmation off.
         seeds: Seeds that the search did not use.
+        start: Null: every one gets all seeds. A number: a race; every one gets so many seeds, then those
+            that cannot be told from the best get one more at a time.
     """
 
     top: Annotated[int, Field(ge=0)] = 0
     seeds: tuple[int, ...] = ()
+    start: Annotated[int, Field(ge=2)] | None = None
+
+
+class BudgetConfig(Frozen):
+    """Where a sweep stops asking for trials; what runs then trains to its end. Null: no limit.
+
+    Attributes:
+        trials: Trials of search and confirmation together.
+        hours: Of the sweep's own running time, over all its starts.
+        examples: Training examples, batch times optimizer steps, over all trials.
+        tokens: The same in tokens, each example counted with the task's `cutoff` (an upper bound).
+    """
+
+    trials: Positive | None = None
+    hours: Annotated[float, Field(gt=0.0)] | None = None
+    examples: Positive | None = None
+    tokens: Positive | None = None
 
 
 class ResourceConfig(Frozen):
@@ -129,6 +185,7 @@ class SweepConfig(Frozen):
         run: The configuration that every trial starts from.
         space: Dotted keys of the run, for example `optim.lr`, with their values.
         seeds: Seeds of every configuration in the search; more than one needs a grid or random search.
+        objective: One, or a list of several for a Pareto front; the first decides where only one can.
         max_failures: Times a failed trial (not a diverged one) is started again from its checkpoint.
     """
 
@@ -138,8 +195,9 @@ class SweepConfig(Frozen):
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
     search: SearchConfig = SearchConfig()
     pruner: PrunerConfig = PrunerConfig()
-    objective: ObjectiveConfig = ObjectiveConfig()
+    objective: Objectives = ObjectiveConfig()
     confirm: ConfirmConfig = ConfirmConfig()
+    budget: BudgetConfig = BudgetConfig()
     backend: Literal["ray", "in-process"] = "ray"
     resources: ResourceConfig = ResourceConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -151,8 +209,9 @@ class SweepConfig(Frozen):
             raise ValueError("search.trials must be null for a grid: its size is the product of the values")
         if self.search.name != "grid" and self.search.trials is None:
             raise ValueError(f"search.trials is needed for search.name: {self.search.name}")
-        if self.search.name == "optuna" and len(self.seeds) > 1:
-            raise ValueError("an Optuna search takes one seed; give the others to confirm.seeds")
+        if self.search.name in ("optuna", "pbt") and len(self.seeds) > 1:
+            name = {"optuna": "an Optuna search", "pbt": "population-based training"}[self.search.name]
+            raise ValueError(f"{name} takes one seed; give the others to confirm.seeds")
         if set(self.seeds) & set(self.confirm.seeds):
             raise ValueError("confirm.seeds must not repeat seeds of the search")
         return self

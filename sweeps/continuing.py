@@ -8,7 +8,7 @@ from replora.errors import ConfigError, LedgerError
 from replora.fingerprint import fingerprint
 from replora.load import diff, load
 from sweeps.check import sweep_faults
-from sweeps.config import ResourceConfig, SweepConfig, TrackingConfig
+from sweeps.config import BudgetConfig, ResourceConfig, SweepConfig, TrackingConfig
 from sweeps.ledger import SweepView
 from sweeps.provenance import version_changes, versions
 
@@ -23,7 +23,7 @@ __all__ = [
 
 SWEEP_NAME = "sweep.yaml"
 #: May change between two starts without anybody's consent: they move no result.
-FREE = ("backend", "resources", "tracking", "max_failures")
+FREE = ("backend", "resources", "tracking", "max_failures", "budget")
 #: May change with consent: what was done stays valid, and more is done.
 OPEN = ("search.trials", "confirm.")
 
@@ -39,10 +39,11 @@ def check_same(view: SweepView, config: SweepConfig, folder: Path) -> None:
     Raises:
         LedgerError: With the differences.
     """
-    if view.fingerprint == sweep_fingerprint(config):
-        return
     there = SweepConfig.model_validate(view.config)
-    listed = "".join(f"\n  {line}" for line in diff(_essence(there), _essence(config)))
+    differences = diff(_essence(there), _essence(config))
+    if not differences:
+        return
+    listed = "".join(f"\n  {line}" for line in differences)
     raise LedgerError(
         f"{folder} belongs to another sweep ({view.name}). Differences, there -> here:{listed}\n"
         f"  Give this sweep another folder (--dir), or go on with the one there: replora resume {folder}"
@@ -98,6 +99,7 @@ def _essence(config: SweepConfig) -> SweepConfig:
         "resources": ResourceConfig(),
         "tracking": TrackingConfig(),
         "max_failures": 0,
+        "budget": BudgetConfig(),
     }
     assert tuple(neutral) == FREE
     return config.model_copy(update=neutral)

@@ -2,7 +2,7 @@
 
 The director is a fold over the ledger: what happens is first recorded, then taken in by `_take`, and
 a director built on an old ledger takes in the same lines in the same order. So after a crash it, its
-searcher and its pruner are what they were.
+agenda and its pruner are what they were.
 """
 
 from __future__ import annotations
@@ -10,24 +10,19 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from replora.config import RunConfig
-from replora.errors import ConfigError, DataError
-from replora.fingerprint import fingerprint
-from replora.load import run_from
+from replora.errors import DataError
+from replora.train.adopt import adopt_checkpoints
 from replora.train.events import Checkpointed, Event, Failed, Finished, Reported
+from sweeps.agenda import Agenda
 from sweeps.config import SweepConfig
-from sweeps.groups import points_to_confirm
 from sweeps.ledger import Entry, Ledger, Line, SweepView, TrialView
-from sweeps.objective import Objective
-from sweeps.proposals import Proposals
+from sweeps.objective import QUANTITIES, parameters_of, with_quantities
 from sweeps.pruner import make_pruner
-from sweeps.search import make_searcher
-from sweeps.space import Point
 
 __all__ = ["Director", "TrialTask"]
 
@@ -67,7 +62,7 @@ class Director:
         self._folder = ledger.path.parent
         self._failures: Counter[str] = Counter()
         self._started: dict[str, float] = {}
-        self._stops: dict[str, str] = {}
+        self._halts: dict[str, str | None] = {}  # why a trial must stop; None: it waits for its population
         self._queue: deque[str] = deque()
         self._active: set[str] = set()
         self._attempts: Counter[str] = Counter()
@@ -78,12 +73,15 @@ class Director:
     @property
     def done(self) -> bool:
         """Nothing runs and nothing is left to ask."""
-        return not (self._active or self._queue or self._proposals.left)
+        return not (self._active or self._queue or self._agenda.left)
 
     def ask(self) -> TrialTask | None:
         """The next trial to run, recorded as asked; None: nothing to start now (look at `done`)."""
-        while not self._queue and self._proposals.left:
-            self._propose()
+        while not self._queue and self._agenda.left:
+            entries = self._agenda.propose(running=bool(self._active))
+            if not entries:
+                return None
+            self._record(entries)
         if not self._queue:
             return None
         trial = self._queue.popleft()
@@ -91,8 +89,7 @@ class Director:
         self._attempts[trial] += 1
         view = self.view.trials[trial]
         config = RunConfig.model_validate(view.config)
-        folder = self._folder / TRIALS_NAME / trial
-        return TrialTask(trial, config, folder, self._attempts[trial], view.step)
+        return TrialTask(trial, config, self._trial_folder(trial), self._attempts[trial], view.step)
 
     def started(self, trial: str, host: str, data: str = "") -> None:
         """Records that a host has given a slot to a trial that `ask` handed out.
@@ -150,7 +147,7 @@ class Director:
                 ended.add(trial)
                 stops |= {trial} if running else set()
         self._record(entries)
-        return stops | self._prune()
+        return stops | self._halt()
 
     def sampled(self, values: Mapping[str, float]) -> None:
         """Records how busy the machine is (`sweeps.machine`)."""
@@ -173,6 +170,7 @@ class Director:
             return [Entry("checkpointed", trial, fields)]
         if isinstance(event, Failed):
             return [self._failure(trial, event.step, event.kind, event.reason)]
+        event = self._completed(event)
         fault = self._fault(event)
         if isinstance(event, Finished):
             return [self._failure(trial, event.step, *fault) if fault else self._finish(event)]
@@ -182,14 +180,23 @@ class Director:
         return [report, self._failure(trial, event.step, *fault)] if fault else [report]
 
     def _fault(self, event: Reported | Finished) -> tuple[str, str] | None:
-        """Kind and reason where the objective is missing or not a number."""
-        value = event.metrics.get(self.objective.metric)
-        if value is None:
-            names = ", ".join(sorted(event.metrics)) or "none"
-            return "error", f"step {event.step} has no metric {self.objective.metric} (metrics: {names})"
-        if not math.isfinite(value):
-            return "diverged", f"{self.objective.metric} is {value} at step {event.step}"
+        """Kind and reason where an objective is missing or not a number."""
+        for metric in (objective.metric for objective in self.view.objectives):
+            value = event.metrics.get(metric)
+            if value is None:
+                names = ", ".join(sorted(event.metrics)) or "none"
+                return "error", f"step {event.step} has no metric {metric} (metrics: {names})"
+            if not math.isfinite(value):
+                return "diverged", f"{metric} is {value} at step {event.step}"
         return None
+
+    def _completed(self, event: Reported | Finished) -> Reported | Finished:
+        """The event with the quantities of the trial that some objective names."""
+        if not any(objective.metric in QUANTITIES for objective in self.view.objectives):
+            return event
+        run = RunConfig.model_validate(self.view.trials[event.trial].config)
+        metrics = with_quantities(event.metrics, self.view.objectives, parameters_of(run))
+        return replace(event, metrics=metrics)
 
     def _finish(self, event: Finished) -> Entry:
         fields = {
@@ -209,66 +216,23 @@ class Director:
         reports = self.view.trials[trial].reports
         return bool(reports) and reports[-1][0] >= step
 
-    def _prune(self) -> set[str]:
-        """Records the stops that the pruner asked for."""
-        stops = {trial for trial in self._stops if trial in self._active}
-        entries = []
-        for trial in sorted(stops):
-            view = self.view.trials[trial]
-            step, metrics = view.reports[-1]
-            fields = {"step": step, "objective": metrics[self.objective.metric], "reason": self._stops[trial]}
-            entries.append(Entry("pruned", trial, fields))
-        self._record(entries)
-        return stops
+    def _halt(self) -> set[str]:
+        """Records the stops that the pruner asked for, and who waits for the rest of its population."""
+        halted = {trial for trial in self._halts if trial in self._active}
+        self._record([self._halted(self.view.trials[trial]) for trial in sorted(halted)])
+        return halted
+
+    def _halted(self, trial: TrialView) -> Entry:
+        step, metrics = trial.reports[-1]
+        reason = self._halts[trial.fingerprint]
+        if reason is None:
+            return Entry("paused", trial.fingerprint, {"step": step})
+        fields = {"step": step, "objective": metrics[self.objective.metric], "reason": reason}
+        return Entry("pruned", trial.fingerprint, fields)
 
     def _relative(self, path: str) -> str:
         inside = Path(path).is_relative_to(self._folder)
         return str(Path(path).relative_to(self._folder)) if inside else path
-
-    # --- what to run next -----------------------------------------------------------------------
-
-    def _propose(self) -> None:
-        """Asks the searcher once; its point becomes trials, or is set aside at once."""
-        number, point = self._proposals.ask()
-        try:
-            runs = self._runs(point, self._config.seeds)
-        except ConfigError as error:
-            self._skip(number, point, f"invalid: {error}", [])
-            return
-        known = [trial for trial in runs if trial in self.view.trials]
-        if known:
-            self._skip(number, point, f"the same run as trial {known[0]}", known)
-        else:
-            self._record(self._asked(point, runs, stage="search", proposal=number))
-
-    def _skip(self, number: int, point: Point, reason: str, same_as: list[str]) -> None:
-        fields = {"proposal": number, "point": point, "reason": reason, "same_as": same_as}
-        self._record([Entry("skipped", None, fields)])
-
-    def _runs(self, point: Point, seeds: Iterable[int]) -> dict[str, RunConfig]:
-        runs = [run_from(self._config.run, {**point, "seed": seed}) for seed in seeds]
-        return {fingerprint(run): run for run in runs}
-
-    def _asked(self, point: Point, runs: Mapping[str, RunConfig], **fields: Any) -> list[Entry]:
-        """Lines that ask for runs of one point; `number` is that of the first."""
-        first = fields.pop("number", len(self.view.trials))
-        entries = []
-        for number, (trial, run) in enumerate(runs.items(), first):
-            config = {"point": point, "config": run.model_dump(mode="json"), "seed": run.seed}
-            entries.append(Entry("asked", trial, {**config, **fields, "number": number}))
-        return entries
-
-    def _confirm(self) -> None:
-        """Once the search is over, asks for the best configurations with the fresh seeds, once."""
-        if self._active or self._queue or self._proposals.left:
-            return
-        entries: list[Entry] = []
-        for point in points_to_confirm(self.view, self._config.confirm.top):
-            runs = self._runs(point, self._config.confirm.seeds)
-            new = {trial: run for trial, run in runs.items() if trial not in self.view.trials}
-            number = len(self.view.trials) + len(entries)
-            entries += self._asked(point, new, stage="confirm", proposal=None, number=number)
-        self._record(entries)
 
     # --- the fold -------------------------------------------------------------------------------
 
@@ -277,60 +241,71 @@ class Director:
             return
         for line in self._ledger.append_all(entries):
             self._take(line)
-            if line["event"] == "asked" or (line["event"] == "failed" and not line["final"]):
+            event = line["event"]
+            if event in ("asked", "continued") or (event == "failed" and not line["final"]):
                 self._active.discard(line["trial"])
                 self._queue.append(line["trial"])
-        self._confirm()
+            if event == "asked":
+                self._inherit(line["trial"])
+        self._follow_up()
+
+    def _follow_up(self) -> None:
+        """Asks for what the end of everything so far decides."""
+        if not (self._active or self._queue):
+            self._record(self._agenda.follow_up())
+
+    def _inherit(self, trial: str) -> None:
+        """Gives a copy its parent's checkpoints, before the parent goes on and replaces them."""
+        view = self.view.trials[trial]
+        if view.parent:
+            source, target = (self._trial_folder(name) / "checkpoints" for name in (view.parent, trial))
+            adopt_checkpoints(source, target, trial, view.parent_step)
+
+    def _trial_folder(self, trial: str) -> Path:
+        return self._folder / TRIALS_NAME / trial
 
     def _rebuild(self) -> None:
         """Takes in an old ledger, and finishes what a crash has cut in two."""
         lines = self._ledger.lines()
         self.view.apply(next(lines))
-        self.objective = Objective(self.view.metric, self.view.direction)
-        searcher = make_searcher(self._config, self.view.direction)
-        self._proposals = Proposals(searcher, self.view.metric, self.view.trials)
-        self._pruner = make_pruner(self._config.pruner, self.view.direction)
+        self.objective = self.view.objectives[0]
+        self._agenda = Agenda(self._config, self.view)
+        self._pruner = make_pruner(self._config.pruner, self.objective.direction)
         for line in lines:
             self._take(line, recalled=True)
         self._attempts.update({name: trial.attempts for name, trial in self.view.trials.items()})
         self._active = {name for name, trial in self.view.trials.items() if not trial.ended}
-        self._prune()
-        self._queue = deque(name for name, trial in self.view.trials.items() if not trial.ended)
+        self._halt()
+        waiting = {name: trial for name, trial in self.view.trials.items() if not trial.ended}
+        for name in waiting:
+            self._inherit(name)
+        self._queue = deque(name for name, trial in waiting.items() if trial.state != "paused")
         self._active = set()
-        self._complete()
-        self._confirm()
-
-    def _complete(self) -> None:
-        """Asks for the seeds of the last proposal whose lines a crash has cut off."""
-        last = self._proposals.last
-        if last is None or not last.trials:
-            return
-        asked = {self.view.trials[trial].seed for trial in last.trials}
-        runs = self._runs(last.point, [seed for seed in self._config.seeds if seed not in asked])
-        self._record(self._asked(last.point, runs, stage="search", proposal=last.number))
+        self._record(self._agenda.begin())
+        self._follow_up()
 
     def _take(self, line: Line, *, recalled: bool = False) -> None:
         """Takes in a line that is on disk: the same for a line of now and of an earlier process."""
         self.view.apply(line)
         event, trial = line["event"], line["trial"]
-        if event in ("asked", "skipped"):
-            self._proposals.take(line, recalled=recalled)
-        elif event == "started":
+        if event == "started":
             self._started[trial] = line["time"]
         elif event == "reported":
             self._judge(self.view.trials[trial])
         elif event == "failed" and not line["final"]:
             self._failures[trial] += 1
-        elif event in ("finished", "pruned", "failed"):
+        elif event in ("finished", "pruned", "paused", "failed"):
             self._active.discard(trial)
-            self._stops.pop(trial, None)
-            self._proposals.settle(trial)
+            self._halts.pop(trial, None)
+        self._agenda.take(line, recalled=recalled)
 
     def _judge(self, trial: TrialView) -> None:
-        """Lets the pruner see a report of the search; the last step needs no decision."""
+        """Lets the population and the pruner see a report of the search; the last step needs no decision."""
         value = trial.metrics.get(self.objective.metric, math.nan)
         last = trial.step >= trial.config["train"]["steps"]
-        if trial.stage == "search" and math.isfinite(value) and not last:
-            reason = self._pruner.stops(trial.fingerprint, trial.step, value)
-            if reason:
-                self._stops[trial.fingerprint] = reason
+        if trial.stage != "search" or not math.isfinite(value) or last:
+            return
+        if self._agenda.pauses(trial):
+            self._halts[trial.fingerprint] = None
+        elif reason := self._pruner.stops(trial.fingerprint, trial.step, value):
+            self._halts[trial.fingerprint] = reason

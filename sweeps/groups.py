@@ -12,7 +12,7 @@ from sweeps.ledger import SweepView, TrialView
 from sweeps.objective import Objective
 from sweeps.space import Point
 
-__all__ = ["Group", "groups_of", "points_to_confirm", "ranked"]
+__all__ = ["Group", "groups_of", "ranked"]
 
 
 @dataclass
@@ -72,8 +72,3 @@ def ranked(view: SweepView) -> list[Group]:
     objective = Objective(view.metric, view.direction)
     whole = [group for group in groups_of(view) if group.searched]
     return sorted(whole, key=lambda group: -objective.better(fmean(objectives(group.search))))
-
-
-def points_to_confirm(view: SweepView, top: int) -> list[Point]:
-    """Points of the best configurations of the search, which fresh seeds are to confirm."""
-    return [group.point for group in ranked(view)[:top]] if top else []

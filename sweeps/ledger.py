@@ -9,18 +9,17 @@ counted and is dropped; a damaged line before the end is an error, because what 
 from __future__ import annotations
 
 import fcntl
-import math
 import os
 import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Literal, NamedTuple, Self
+from typing import Any, BinaryIO, NamedTuple, Self
 
 from replora.errors import LedgerError
 from sweeps.lines import Line, encode, plain, scan, walk
+from sweeps.views import Stage, State, SweepView, TrialView
 
 __all__ = [
     "LEDGER_NAME",
@@ -37,150 +36,6 @@ __all__ = [
 
 LEDGER_NAME = "ledger.jsonl"
 LOCK_NAME = ".lock"
-Stage = Literal["search", "confirm", "final"]
-State = Literal["asked", "running", "finished", "pruned", "failed"]
-
-
-@dataclass(slots=True)
-class TrialView:
-    """What the ledger says of one trial.
-
-    Attributes:
-        number: Order in which the trial was asked for, from 0.
-        config: The whole RunConfig as plain data; `point` is the part that the sweep varied.
-        step: Optimizer steps done, as far as the ledger knows.
-        objective: Value at the last step of a finished trial, at the stop of a pruned one, else None.
-        metrics: Those of the last report.
-        reports: Step and metrics of every evaluation, in order of steps.
-        reason: Why it failed or was pruned.
-        kind: Of a failure, else the empty string.
-        seconds: Time from the last start to the finish.
-        adapter: Folder of the adapter, relative to the sweep's folder where it lies inside.
-        attempts: Times it was started.
-    """
-
-    fingerprint: str
-    number: int
-    stage: Stage
-    state: State
-    config: dict[str, Any]
-    point: dict[str, Any]
-    seed: int
-    step: int = 0
-    objective: float | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
-    reports: list[tuple[int, dict[str, float]]] = field(default_factory=list)
-    reason: str = ""
-    kind: str = ""
-    seconds: float | None = None
-    adapter: str = ""
-    host: str = ""
-    attempts: int = 0
-
-    @property
-    def ended(self) -> bool:
-        """Nothing is left to do for it."""
-        return self.state in ("finished", "pruned", "failed")
-
-
-@dataclass(slots=True)
-class SweepView:
-    """What the ledger says of a whole sweep; `apply` adds a line.
-
-    Attributes:
-        fingerprint: Of the SweepConfig.
-        config: The SweepConfig as plain data.
-        trials: By fingerprint, in order of their numbers.
-        closed: State at the end (`done` or `failed`), or None while something is left to do.
-        size: Lines seen.
-        started: Time of the first line, in unix seconds.
-        updated: Time of the last line.
-        data: Hash of the data that the trials read; empty until a host has told it.
-        data_open: Other data would be accepted, since a person has accepted changes.
-        skipped: Proposals that became no trial, being invalid or known already.
-    """
-
-    fingerprint: str = ""
-    name: str = ""
-    metric: str = ""
-    direction: Literal["maximize", "minimize"] = "maximize"
-    versions: dict[str, str] = field(default_factory=dict)
-    git: str = ""
-    trials: dict[str, TrialView] = field(default_factory=dict)
-    closed: str | None = None
-    config: dict[str, Any] = field(default_factory=dict)
-    size: int = 0
-    started: float = 0.0
-    updated: float = 0.0
-    data: str = ""
-    data_open: bool = False
-    skipped: int = 0
-
-    def apply(self, line: Line) -> None:
-        """Takes in the next line of the ledger."""
-        self.size += 1
-        self.updated = line["time"]
-        event = line["event"]
-        if event == "sweep":
-            self.fingerprint, self.name, self.git = line["sweep"], line["name"], line["git"]
-            self.metric, self.direction, self.versions = line["metric"], line["direction"], line["versions"]
-            self.config, self.started = line.get("config", {}), line["time"]
-        elif event == "resumed":
-            self.versions, self.closed = line["versions"], None
-            self.data_open = self.data_open or bool(line["accepted"])
-            self.config = line.get("config", self.config)
-        elif event == "closed":
-            self.closed = line["state"]
-        elif event == "skipped":
-            self.skipped += 1
-        elif event == "asked":
-            fields = {name: line[name] for name in ("number", "stage", "config", "point", "seed")}
-            self.trials[line["trial"]] = TrialView(line["trial"], state="asked", **fields)
-        elif line["trial"] is not None:
-            _APPLY[event](self.trials[line["trial"]], line)
-            if line.get("data") and (self.data_open or not self.data):
-                self.data, self.data_open = line["data"], False
-
-
-def _started(trial: TrialView, line: Line) -> None:
-    trial.state, trial.host, trial.attempts = "running", line["host"], line["attempt"]
-
-
-def _reported(trial: TrialView, line: Line) -> None:
-    trial.step, trial.metrics = line["step"], _floats(line["metrics"])
-    trial.reports.append((trial.step, trial.metrics))
-
-
-def _checkpointed(trial: TrialView, line: Line) -> None:
-    trial.step = max(trial.step, line["step"])
-
-
-def _finished(trial: TrialView, line: Line) -> None:
-    trial.state, trial.step, trial.objective = "finished", line["step"], line["objective"]
-    trial.metrics, trial.adapter, trial.seconds = _floats(line["metrics"]), line["adapter"], line["seconds"]
-    trial.reason, trial.kind = "", ""
-
-
-def _pruned(trial: TrialView, line: Line) -> None:
-    trial.state, trial.step, trial.objective, trial.reason = (
-        "pruned", line["step"], line["objective"], line["reason"],
-    )  # fmt: skip
-    trial.kind = ""
-
-
-def _failed(trial: TrialView, line: Line) -> None:
-    trial.state = "failed" if line["final"] else "asked"
-    trial.reason, trial.kind = line["reason"], line["kind"]
-
-
-_APPLY = {
-    "started": _started,
-    "reported": _reported,
-    "checkpointed": _checkpointed,
-    "finished": _finished,
-    "pruned": _pruned,
-    "failed": _failed,
-}
 
 
 def read_ledger(folder: Path) -> SweepView:
@@ -195,10 +50,6 @@ def read_ledger(folder: Path) -> SweepView:
     if not view.size:
         raise LedgerError(f"{folder / LEDGER_NAME}: no line was completed; give the same command again")
     return view
-
-
-def _floats(metrics: Mapping[str, float | None]) -> dict[str, float]:
-    return {name: math.nan if value is None else value for name, value in metrics.items()}
 
 
 class Entry(NamedTuple):

@@ -1,15 +1,31 @@
-"""What a sweep optimizes: the name of a validation metric and its direction."""
+"""What a sweep optimizes: validation metrics, or quantities of a trial, each with its direction."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from replora.config import RunConfig
 from replora.errors import ConfigError
+from replora.models.shapes import shapes_of
+from replora.parameters import trainable_parameters
+from replora.ppt import ppt
 from replora.tasks import TASKS
-from sweeps.config import SweepConfig
+from sweeps.config import ObjectiveConfig, SweepConfig
 
-__all__ = ["METRICS", "PRIMARY", "VALIDATION_EXAMPLES", "Objective", "objective_of"]
+__all__ = [
+    "METRICS",
+    "PARAMETERS",
+    "PRIMARY",
+    "QUANTITIES",
+    "VALIDATION_EXAMPLES",
+    "Objective",
+    "objective_of",
+    "objectives_of",
+    "parameters_of",
+    "with_quantities",
+]
 
 Direction = Literal["maximize", "minimize"]
 
@@ -30,13 +46,17 @@ METRICS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(_COMMONSENSE, ("val_loss", "train_loss", "accuracy")),
 }
 
+PARAMETERS = "trainable_parameters"
+#: What follows from a trial's configuration (and its accuracy), with its direction.
+QUANTITIES: dict[str, Direction] = {PARAMETERS: "minimize", "ppt": "maximize"}
+
 #: Size of the validation split where it is fixed (known: a test counts it).
 VALIDATION_EXAMPLES: dict[str, int] = {"digits": 248}
 
 
 @dataclass(frozen=True)
 class Objective:
-    """A validation metric by its reported name (`accuracy`, `val_loss`) and which way is better."""
+    """A validation metric by its reported name (`accuracy`, `val_loss`), or a quantity of the trial."""
 
     metric: str
     direction: Direction
@@ -46,21 +66,60 @@ class Objective:
         return value if self.direction == "maximize" else -value
 
 
-def objective_of(config: SweepConfig) -> Objective:
-    """What the sweep optimizes: as configured, else the task's primary metric.
+def objectives_of(config: SweepConfig) -> tuple[Objective, ...]:
+    """Everything that the sweep optimizes, in the order of its file.
 
     Raises:
         ConfigError: If the direction of a metric that is not the task's primary one is not given.
     """
-    metric, direction = PRIMARY[config.run.task.name]
-    asked = config.objective
+    asked = config.objective if isinstance(config.objective, tuple) else (config.objective,)
+    return tuple(_objective(each, config.run.task.name) for each in asked)
+
+
+def objective_of(config: SweepConfig) -> Objective:
+    """The first objective: as configured, else the task's primary metric.
+
+    Raises:
+        ConfigError: If the direction of a metric that is not the task's primary one is not given.
+    """
+    return objectives_of(config)[0]
+
+
+def _objective(asked: ObjectiveConfig, task: str) -> Objective:
+    metric, direction = PRIMARY[task]
     if asked.metric is None or asked.metric == metric:
         return Objective(metric, asked.direction or direction)
     if asked.direction is not None:
         return Objective(asked.metric, asked.direction)
+    if asked.metric in QUANTITIES:
+        return Objective(asked.metric, QUANTITIES[asked.metric])
     if asked.metric.endswith("loss"):
         return Objective(asked.metric, "minimize")
     raise ConfigError(
         f"objective.direction is needed for objective.metric: {asked.metric} (maximize or minimize);\n"
-        f"  the primary metric of task {config.run.task.name} is {metric} ({direction})."
+        f"  the primary metric of task {task} is {metric} ({direction})."
     )
+
+
+def parameters_of(run: RunConfig) -> int | None:
+    """Trainable parameters without the head, known before anything is built; None for unknown shapes."""
+    shape = shapes_of(run.backbone.name)
+    return None if shape is None else trainable_parameters(run.method, shape.targets, shape.base_parameters)
+
+
+def with_quantities(
+    metrics: Mapping[str, float], objectives: Sequence[Objective], parameters: int | None
+) -> dict[str, float]:
+    """A trial's metrics with the quantities that some objectives name.
+
+    Args:
+        metrics: As the trial reported them.
+        objectives: Of the sweep.
+        parameters: `parameters_of` the trial's run.
+    """
+    found, named = dict(metrics), {objective.metric for objective in objectives}
+    if PARAMETERS in named and parameters is not None:
+        found[PARAMETERS] = float(parameters)
+    if "ppt" in named and parameters is not None and "accuracy" in metrics:
+        found["ppt"] = ppt(metrics["accuracy"], parameters)
+    return found

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Literal
 
 from sweeps.ledger import Line, TrialView
-from sweeps.search import Outcome, Searcher
+from sweeps.objective import Objective
+from sweeps.search import Learner, Outcome, Searcher
 from sweeps.space import Point
 
 __all__ = ["Proposal", "Proposals"]
@@ -28,13 +30,15 @@ class Proposals:
 
     Args:
         searcher: That was asked nothing yet.
-        metric: The objective.
+        objectives: Of the sweep.
         views: The sweep's trials by fingerprint; the caller keeps them up to date.
     """
 
-    def __init__(self, searcher: Searcher, metric: str, views: Mapping[str, TrialView]) -> None:
+    def __init__(
+        self, searcher: Searcher, objectives: Sequence[Objective], views: Mapping[str, TrialView]
+    ) -> None:
         self._searcher = searcher
-        self._metric = metric
+        self._objectives = objectives
         self._views = views
         self._all: list[Proposal] = []
         self._of_trial: dict[str, list[Proposal]] = {}
@@ -54,12 +58,15 @@ class Proposals:
         return len(self._all), self._searcher.ask()
 
     def take(self, line: Line, *, recalled: bool) -> None:
-        """Takes in a line `asked` or `skipped`.
+        """Takes in a line `asked`, `skipped` or `warmed`.
 
         Args:
             line: On disk.
             recalled: It was written by an earlier process, so that the searcher does not know it.
         """
+        if line["event"] == "warmed":
+            self._learn(line)
+            return
         number: int | None = line["proposal"]
         if number is None:
             return  # a trial that no searcher asked for
@@ -73,26 +80,32 @@ class Proposals:
         for trial in trials:
             self._of_trial.setdefault(trial, []).append(proposal)
         if skipped:
-            self._tell(proposal)
+            self._tell(proposal, line.get("excess", 0.0))
 
     def settle(self, trial: str) -> None:
         """Tells what the end of a trial decides."""
         for proposal in self._of_trial.get(trial, ()):
             self._tell(proposal)
 
-    def _tell(self, proposal: Proposal) -> None:
+    def _learn(self, line: Line) -> None:
+        assert isinstance(self._searcher, Learner)  # `sweeps.check` refuses the others
+        for each in line["told"]:
+            self._searcher.learn(each["point"], each["values"])
+
+    def _tell(self, proposal: Proposal, excess: float = 0.0) -> None:
         trials = [self._views[trial] for trial in proposal.trials]
         if not proposal.told and all(trial.ended for trial in trials):
             proposal.told = True
-            self._searcher.tell(proposal.number, _outcome(trials, self._metric))
+            self._searcher.tell(proposal.number, _outcome(trials, self._objectives, excess))
 
 
-def _outcome(trials: Sequence[TrialView], metric: str) -> Outcome:
-    """What the searcher is told: the mean over seeds, where every seed has a value."""
+def _outcome(trials: Sequence[TrialView], objectives: Sequence[Objective], excess: float) -> Outcome:
+    """What the searcher is told: the means over seeds, where every seed has its values."""
     states = {trial.state for trial in trials}
-    values = [trial.objective for trial in trials if trial.objective is not None]
-    if "failed" in states or not trials or len(values) < len(trials):
-        return Outcome("failed")
+    if "failed" in states or not trials or any(trial.objective is None for trial in trials):
+        return Outcome("failed", excess=excess)
+    metric = objectives[0].metric
     reports = [(step, metrics[metric]) for step, metrics in trials[0].reports] if len(trials) == 1 else []
     state: Literal["pruned", "finished"] = "pruned" if "pruned" in states else "finished"
-    return Outcome(state, sum(values) / len(values), reports)
+    values = [fmean(trial.metrics[each.metric] for trial in trials) for each in objectives]
+    return Outcome(state, tuple(values), reports)

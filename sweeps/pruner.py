@@ -12,7 +12,7 @@ import numpy as np
 
 from sweeps.config import PrunerConfig
 
-__all__ = ["Asha", "Median", "NoPruner", "Pruner", "make_pruner"]
+__all__ = ["Asha", "Median", "NoPruner", "Pruner", "make_pruner", "rungs"]
 
 Direction = Literal["maximize", "minimize"]
 
@@ -115,3 +115,12 @@ def make_pruner(config: PrunerConfig, direction: Direction) -> Pruner:
     if config.name == "median":
         return Median(config.grace_steps, direction)
     return NoPruner()
+
+
+def rungs(config: PrunerConfig, steps: int) -> tuple[int, ...]:
+    """ASHA's rungs before the end of a training of `steps` optimizer steps."""
+    found, rung = [], config.grace_steps
+    while rung < steps:
+        found.append(rung)
+        rung *= config.reduction
+    return tuple(found)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sweeps.check import grid_size
 from sweeps.config import SweepConfig
+from sweeps.population import copies_planned
 
 __all__ = ["Layout", "layout_of", "slots_at_most", "trials_planned", "visible_gpus"]
 
@@ -34,7 +35,9 @@ def trials_planned(config: SweepConfig) -> int:
     """Trials of search and confirmation, if no proposal turns out to be known or invalid."""
     points = config.search.trials or grid_size(config)
     confirmed = min(config.confirm.top, points) * len(config.confirm.seeds)
-    return points * len(config.seeds) + confirmed
+    copies = copies_planned(config) if config.search.name == "pbt" else 0
+    planned = points * len(config.seeds) + copies + confirmed
+    return min(planned, config.budget.trials or planned)
 
 
 def layout_of(config: SweepConfig, rates: Mapping[int, float] | None = None) -> Layout:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from sweeps.director import Director
 from sweeps.handover import BEST_NAME, best_document, write_best, write_yaml
 from sweeps.ledger import Ledger, SweepView, read_ledger
 from sweeps.machine import MachineSampler
-from sweeps.objective import objective_of
+from sweeps.objective import objectives_of
 from sweeps.provenance import git_revision, versions
 from sweeps.resources import trials_planned
 from sweeps.search import check_installed
@@ -68,7 +68,7 @@ def run_sweep(config: SweepConfig, folder: Path) -> SweepResult:
         TrackingError: If MLflow does not answer.
         KeyboardInterrupt: After Ctrl-C; everything so far is in the ledger.
     """
-    config = _with_absolute_root(config)
+    config = _with_absolute_folders(config)
     check_sweep(config)
     check_installed(config.search)
     _check_tracking(config, folder)
@@ -77,7 +77,7 @@ def run_sweep(config: SweepConfig, folder: Path) -> SweepResult:
             view = read_ledger(folder)
             check_same(view, config, folder)
             return _go_on(config, ledger, view, accept_changes=False)
-        objective = objective_of(config)
+        objectives = objectives_of(config)
         write_yaml(folder / SWEEP_NAME, config.model_dump(mode="json"))
         ledger.append(
             "sweep",
@@ -85,8 +85,9 @@ def run_sweep(config: SweepConfig, folder: Path) -> SweepResult:
             name=config.name,
             versions=versions(),
             git=git_revision(),
-            metric=objective.metric,
-            direction=objective.direction,
+            metric=objectives[0].metric,
+            direction=objectives[0].direction,
+            objectives=[asdict(objective) for objective in objectives],
             config=config.model_dump(mode="json"),
         )
         return _drive(config, ledger)
@@ -113,8 +114,8 @@ def resume_sweep(folder: Path, *, accept_changes: bool = False) -> SweepResult:
 def _go_on(config: SweepConfig, ledger: Ledger, view: SweepView, *, accept_changes: bool) -> SweepResult:
     folder = ledger.path.parent
     changes = changes_since(view, config)
-    extended = config.search != SweepConfig.model_validate(view.config).search
-    extended |= config.confirm != SweepConfig.model_validate(view.config).confirm
+    before = SweepConfig.model_validate(view.config)
+    extended = any(getattr(config, part) != getattr(before, part) for part in ("search", "confirm", "budget"))
     if view.closed is not None and not extended:
         return _answer(folder, view)  # nothing is left to do, whatever changed
     if not accept_changes:
@@ -199,8 +200,10 @@ def _check_tracking(config: SweepConfig, folder: Path) -> None:
     check_reachable(recorder.uri, experiment=config.tracking.experiment)
 
 
-def _with_absolute_root(config: SweepConfig) -> SweepConfig:
-    """A folder of images is found again from any working folder."""
+def _with_absolute_folders(config: SweepConfig) -> SweepConfig:
+    """Folders are found again from any working folder."""
+    earlier = tuple(folder.absolute() for folder in config.search.warm_start)
+    config = config.model_copy(update={"search": config.search.model_copy(update={"warm_start": earlier})})
     task = config.run.task
     if not isinstance(task, ImageFolderTask) or task.root.is_absolute():
         return config

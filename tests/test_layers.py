@@ -41,12 +41,19 @@ def toy_tree(tmp_path: Path) -> Path:
     doors = {
         "sweeps/ray_backend/__init__.py": "ray",
         "sweeps/ray_backend/session.py": "ray.tune",
-        "sweeps/search.py": "optuna",
+        "sweeps/search/anything.py": "optuna",
         "sweeps/mlflow_recorder.py": "mlflow",
         "replora/methods/exchange/tuner.py": "peft",
         "replora/train/engine.py": "deepspeed",
     }
-    for name in ("ablations", "sweeps/ray_backend", "cluster", "replora/methods/exchange", "replora/train"):
+    for name in (
+        "ablations",
+        "sweeps/search",
+        "sweeps/ray_backend",
+        "cluster",
+        "replora/methods/exchange",
+        "replora/train",
+    ):
         (tmp_path / name).mkdir(parents=True)
     for folder in filter(Path.is_dir, tmp_path.rglob("*")):
         (folder / "__init__.py").touch()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from sweeps.config import SweepConfig
 from sweeps.continuing import sweep_fingerprint
 from sweeps.director import Director, TrialTask
 from sweeps.ledger import Ledger
-from sweeps.objective import objective_of
+from sweeps.objective import objectives_of
 
 EVERY = 50
 
@@ -49,15 +50,16 @@ def begin(folder: Path, config: SweepConfig) -> Ledger:
     """The folder's ledger, with its first line."""
     ledger = Ledger.open(folder)
     if not ledger.size:
-        objective = objective_of(config)
+        objectives = objectives_of(config)
         ledger.append(
             "sweep",
             sweep=sweep_fingerprint(config),
             name=config.name,
             versions={},
             git="",
-            metric=objective.metric,
-            direction=objective.direction,
+            metric=objectives[0].metric,
+            direction=objectives[0].direction,
+            objectives=[asdict(objective) for objective in objectives],
             config=config.model_dump(mode="json"),
         )
     return ledger

@@ -267,7 +267,7 @@ def test_the_same_configuration_is_never_trained_twice(tmp_path: Path, name: str
 def test_a_known_result_is_told_again_to_the_searcher(tmp_path: Path) -> None:
     config = grid(space=FEW, search={"name": "optuna", "trials": 15})
     director = run(tmp_path, config, SimulatedHost(1))
-    searcher: Any = director._proposals._searcher
+    searcher: Any = director._agenda._proposals._searcher
     told = [
         (frozen.params["optim.lr"], frozen.params["method.rank"], frozen.value)
         for frozen in searcher._study.trials

@@ -9,16 +9,18 @@ import pytest
 
 from replora.errors import MachineError
 from sweeps.config import SearchConfig
+from sweeps.objective import Objective
 from sweeps.search import OptunaSearch, Outcome, Searcher, check_installed, make_searcher
 from sweeps.space import Point, Space
 from tests.sweeps.simulated import grid, sweep
 
+MAXIMIZE = (Objective("accuracy", "maximize"),)
 SAMPLERS = ["tpe", "cma-es", "gp", "qmc"]
 
 
 def optuna(sampler: str = "tpe", trials: int = 30, **changes: Any) -> OptunaSearch:
     config = sweep(search={"name": "optuna", "trials": trials, "sampler": sampler}, **changes)
-    found = make_searcher(config, "maximize")
+    found = make_searcher(config, MAXIMIZE)
     assert isinstance(found, OptunaSearch)
     return found
 
@@ -32,7 +34,7 @@ def outcome(number: int, point: Point) -> Outcome:
     if number % 3 == 1:
         return Outcome("failed")
     reports = [(50, value_of(point)), (100, value_of(point))]
-    return Outcome("pruned" if number % 3 else "finished", value_of(point), reports)
+    return Outcome("pruned" if number % 3 else "finished", (value_of(point),), reports)
 
 
 def proposals(searcher: Searcher, count: int, tell: Callable[[int, Point], Outcome] = outcome) -> list[Point]:
@@ -44,7 +46,7 @@ def proposals(searcher: Searcher, count: int, tell: Callable[[int, Point], Outco
 
 
 def test_a_grid_proposes_every_point_once() -> None:
-    searcher = make_searcher(grid(), "maximize")
+    searcher = make_searcher(grid(), MAXIMIZE)
     assert searcher.left == 6
     points = proposals(searcher, 6)
     assert points == list(Space(grid()).grid())
@@ -53,7 +55,7 @@ def test_a_grid_proposes_every_point_once() -> None:
 
 def test_a_grid_begins_with_the_points_that_come_first() -> None:
     first: Point = {"optim.lr": 1e-1, "optim.weight_decay": 1e-2}
-    searcher = make_searcher(grid(search={"first": (first,)}), "maximize")
+    searcher = make_searcher(grid(search={"first": (first,)}), MAXIMIZE)
     points = proposals(searcher, 6)
     assert points[0] == first
     assert points.count(first) == 1
@@ -63,7 +65,7 @@ def test_a_grid_begins_with_the_points_that_come_first() -> None:
 def test_the_same_seed_proposes_the_same(name: str) -> None:
     def points(seed: int) -> list[Point]:
         search = {"name": name, "trials": 15, "seed": seed}
-        return proposals(make_searcher(sweep(search=search), "maximize"), 15)
+        return proposals(make_searcher(sweep(search=search), MAXIMIZE), 15)
 
     assert points(0) == points(0) != points(1)
 
@@ -72,7 +74,7 @@ def test_the_same_seed_proposes_the_same(name: str) -> None:
 def test_first_points_come_first(name: str) -> None:
     first = ({"optim.lr": 3e-3, "method.rank": 5}, {"optim.lr": 4e-3, "method.rank": 6})
     search = {"name": name, "trials": 5, "first": first}
-    assert proposals(make_searcher(sweep(search=search), "maximize"), 5)[:2] == list(first)
+    assert proposals(make_searcher(sweep(search=search), MAXIMIZE), 5)[:2] == list(first)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -111,7 +113,7 @@ def test_proposals_that_run_side_by_side_are_rebuilt_too() -> None:
 
 
 def test_optuna_learns() -> None:
-    points = proposals(optuna(trials=40), 40, lambda _, point: Outcome("finished", value_of(point)))
+    points = proposals(optuna(trials=40), 40, lambda _, point: Outcome("finished", (value_of(point),)))
     early = sum(value_of(point) for point in points[:10])
     assert sum(value_of(point) for point in points[-10:]) > early
 
