@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from replora.config import FullMethod, LowRankMethod
+from replora.config import AdapterMethod, FullMethod, LowRankMethod, PrefixMethod
 from replora.errors import AdapterError
 from replora.methods.adaptation import parts
 from replora.methods.factors import Factors
@@ -92,8 +92,15 @@ def merge(adapter: SavedAdapter, backbone: Backbone) -> nn.Module:
     Only the changed weights are new memory; the rest is shared with the backbone.
 
     Raises:
-        AdapterError: If the adapter was trained on another base.
+        AdapterError: If the adapter was trained on another base, or is no change of weights.
     """
+    method = adapter.config.method
+    if isinstance(method, AdapterMethod | PrefixMethod):
+        what = "a nonlinear layer" if isinstance(method, AdapterMethod) else "further keys and values"
+        raise AdapterError(
+            f"the method {method.name} adds {what} to the model, which no weights of the base can hold.\n"
+            "  Use the adapter's own folder (kind replora): eval and train read it."
+        )
     model = copy_structure(backbone.model)
     if isinstance(adapter.config.method, FullMethod):
         _check_base(adapter, backbone)

@@ -12,33 +12,23 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from replora.config import (
-    BackboneConfig,
-    CommonsenseTask,
     FullMethod,
     LinearProbeMethod,
     LoraMethod,
     MethodConfig,
-    OptimConfig,
     ReploraMethod,
     RunConfig,
-    TrainConfig,
 )
 from replora.errors import ConfigError
 from replora.methods.bake import merge
 from replora.methods.exchange.folders import export
 from replora.methods.folder import SavedAdapter, load_adapter
-from replora.models.base import Backbone
 from replora.models.language import language_features
-from replora.models.load import load_backbone
-from replora.tasks.base import Task
-from replora.tasks.load import load_task
 from replora.train.loop import train
 from replora.train.model import SlotModel
+from tests.contracts.llamas import Folders, base, run, texts
 from tests.contracts.packs import losses_of_first, neighbour, outputs, perturbed, relative_gap
-from tests.replora.tiny_llama import save_commonsense, save_tiny_llama
-
-#: Folders of the checkpoint and of the data.
-Folders = tuple[Path, Path]
+from tests.replora.tiny_llama import save_tiny_llama
 
 METHODS: dict[str, MethodConfig] = {
     "lora": LoraMethod(rank=4, targets=("query", "key", "value", "up", "down")),
@@ -50,41 +40,6 @@ METHODS: dict[str, MethodConfig] = {
 LOW_RANK = {name: method for name, method in METHODS.items() if name != "full"}
 methods = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
 low_rank = pytest.mark.parametrize("method", LOW_RANK.values(), ids=LOW_RANK.keys())
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    root = tmp_path_factory.mktemp("language")
-    return save_tiny_llama(root / "llama"), save_commonsense(root / "data")
-
-
-def run(
-    folders: Folders, method: MethodConfig, *, seed: int = 0, steps: int = 20, lr: float = 2e-3
-) -> RunConfig:
-    """A short run on the language model in fp64."""
-    checkpoint, data = folders
-    task = CommonsenseTask(root=data, cutoff=96, val_items=4, eval_batch=3, new_tokens=4, beams=2)
-    return RunConfig(
-        backbone=BackboneConfig(name=f"hf/{checkpoint}"),
-        method=method,
-        task=task,
-        optim=OptimConfig(lr=lr, weight_decay=1e-2),
-        train=TrainConfig(steps=steps, batch=2, eval_every=steps, checkpoint_every=1000, precision="fp64"),
-        seed=seed,
-    )
-
-
-def base(config: RunConfig) -> tuple[Backbone, Task]:
-    precision = config.train.precision
-    backbone = load_backbone(config.backbone, precision=precision, device="cpu")
-    task = load_task(config.task, precision=precision, device="cpu", processor=backbone.processor)
-    return backbone, task
-
-
-def texts(task: Task, count: int = 3) -> dict[str, Tensor]:
-    """A batch of a pack of one."""
-    batch = task.split("val").take(torch.arange(count), None)
-    return {name: each.unsqueeze(0) for name, each in batch.items()}
 
 
 @methods

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from replora.config import ComposedMethod, LowRankMethod
+from replora.config import AdapterMethod, ComposedMethod, LowRankMethod, PrefixMethod
 from replora.errors import AdapterError
 from replora.methods.bake import BakedTarget, bake, head, merge
 from replora.methods.folder import SavedAdapter, load_adapter, save_adapter
@@ -78,7 +78,8 @@ def export(run_dir: Path, kind: Kind, out: Path) -> Path:
 def _peft_lora(adapter: SavedAdapter, backbone: Backbone) -> Files:
     method = adapter.config.method
     if not isinstance(method, LowRankMethod):
-        raise AdapterError(f"a {method.name} run has no LoRA form; export it as merged")
+        kind = "replora" if isinstance(method, AdapterMethod | PrefixMethod) else "merged"
+        raise AdapterError(f"the method {method.name} has no LoRA form; export it as {kind}")
     decomposed = isinstance(method, ComposedMethod) and method.composition != "additive"
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}

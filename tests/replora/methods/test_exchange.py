@@ -13,12 +13,14 @@ from timm.models import VisionTransformer
 from torch import Tensor
 
 from replora.config import (
+    AdapterMethod,
     DoraMethod,
     DoranMethod,
     FullMethod,
     LinearProbeMethod,
     LoraMethod,
     MethodConfig,
+    PrefixMethod,
     ReploraMethod,
     RunConfig,
     TrainConfig,
@@ -28,7 +30,7 @@ from replora.methods.exchange.folders import export
 from replora.methods.folder import load_adapter
 from replora.models.load import load_backbone
 from replora.tasks.load import load_task
-from replora.train.loop import train
+from replora.train.loop import evaluate, train
 from replora.train.model import SlotModel
 
 Runs = Callable[[str], tuple[Path, RunConfig]]
@@ -46,13 +48,20 @@ LOW_RANK: dict[str, MethodConfig] = {
 }
 
 
+#: Those that are no change of weights.
+MODULES: dict[str, MethodConfig] = {
+    "adapter": AdapterMethod(bottleneck=5),
+    "prefix": PrefixMethod(tokens=3, made="mlp", hidden=7),
+}
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """One short finished run per method, made when first asked for."""
     folder = tmp_path_factory.mktemp("runs")
 
     def of(name: str) -> tuple[Path, RunConfig]:
-        methods = {**LOW_RANK, "full": FullMethod(), "linear-probe": LinearProbeMethod()}
+        methods = {**LOW_RANK, **MODULES, "full": FullMethod(), "linear-probe": LinearProbeMethod()}
         config = RunConfig(method=methods[name], train=TrainConfig(steps=12, batch=8))
         train(config, folder / name)
         return folder / name, config
@@ -102,8 +111,9 @@ def test_merge_equals_forward(name: str, runs: Runs, tmp_path: Path) -> None:
         assert torch.allclose(model(images), ours, atol=1e-5)
 
 
-def test_own_folder_keeps_every_bit(runs: Runs, tmp_path: Path) -> None:
-    run_dir, _ = runs("replora")
+@pytest.mark.parametrize("name", ["replora", *MODULES])
+def test_own_folder_keeps_every_bit(name: str, runs: Runs, tmp_path: Path) -> None:
+    run_dir, _ = runs(name)
     out = export(run_dir, "replora", tmp_path / "own")
     before, after = load_adapter(run_dir / "adapter"), load_adapter(out)
     assert before.config == after.config
@@ -114,6 +124,20 @@ def test_own_folder_keeps_every_bit(runs: Runs, tmp_path: Path) -> None:
 def test_export_refuses_a_method_without_a_lora_form(runs: Runs, tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="no LoRA form"):
         export(runs("full")[0], "peft-lora", tmp_path / "lora")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_export_refuses_to_put_into_weights_what_is_none(name: str, runs: Runs, tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="which no weights of the base can hold"):
+        export(runs(name)[0], "merged", tmp_path / "merged")
+    with pytest.raises(AdapterError, match="has no LoRA form; export it as replora"):
+        export(runs(name)[0], "peft-lora", tmp_path / "lora")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_eval_of_the_folder_gives_the_metrics_of_the_run(name: str, runs: Runs) -> None:
+    run_dir, config = runs(name)
+    assert evaluate(run_dir, "val")["accuracy"] == train(config, run_dir).metrics["accuracy"]
 
 
 def test_export_refuses_an_existing_folder(runs: Runs, tmp_path: Path) -> None:
