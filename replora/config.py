@@ -35,6 +35,7 @@ __all__ = [
     "ReploraMethod",
     "RunConfig",
     "TaskConfig",
+    "TextToTextTask",
     "TrainConfig",
 ]
 
@@ -285,7 +286,32 @@ class CommonsenseTask(Frozen):
     new_tokens: Positive = 32
 
 
-TaskConfig = Annotated[DigitsTask | ImageFolderTask | CommonsenseTask, Field(discriminator="name")]
+class TextToTextTask(Frozen):
+    """Source texts to target texts, with or without visual features: `<root>/{train,val,test}.jsonl`.
+
+    Attributes:
+        root: Folder of the files.
+        source_tokens: Longest source, in tokens; longer ones are cut.
+        target_tokens: Longest target, and longest generated text.
+        visual_tokens: Most rows of visual features of an item (`<root>/visual.safetensors`); 0 for none.
+        val_answers: Whether validation also generates texts and reports `accuracy` beside the loss.
+        eval_batch: Items per slot and forward pass in evaluations.
+        beams: Beams of the search for a text; 1 is greedy.
+    """
+
+    name: Literal["text-to-text"] = "text-to-text"
+    root: Path
+    source_tokens: Annotated[int, Field(ge=2)] = 64
+    target_tokens: Annotated[int, Field(ge=2)] = 32
+    visual_tokens: Annotated[int, Field(ge=0)] = 0
+    val_answers: bool = False
+    eval_batch: Positive = 16
+    beams: Positive = 4
+
+
+TaskConfig = Annotated[
+    DigitsTask | ImageFolderTask | CommonsenseTask | TextToTextTask, Field(discriminator="name")
+]
 
 
 class OptimPhase(Frozen):

@@ -14,15 +14,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from replora.cache import add_sample
 from replora.errors import CheckpointError
 
-__all__ = ["hash_samples", "load_checkpoint", "start_at_random"]
+__all__ = ["load_checkpoint", "start_at_random"]
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 #: Buffers that old checkpoints keep and models make anew.
 _IGNORED = "rotary_emb.inv_freq"
-#: Bytes of each end of a tensor that the fingerprint reads (choice): all of a 13B model takes a minute.
-_SAMPLE = 4096
 _RANDOM_SEED, _DEVIATION = 0, 0.02  # choice; a constant, so that every process makes the same base
 
 
@@ -54,7 +53,7 @@ def load_checkpoint(model: nn.Module, folder: Path, dtype: torch.dtype, device: 
         elif tensor.shape != wanted[name].shape:
             faults.append(f"{name} must be {list(wanted[name].shape)}, but got {list(tensor.shape)}")
         else:
-            _update(digest, name, tensor)
+            add_sample(digest, name, tensor)
             _put(model, name, tensor.to(device, dtype))
     model.tie_weights()  # type: ignore[operator]
     _make_buffers(model, device)
@@ -79,21 +78,6 @@ def start_at_random(model: nn.Module, device: torch.device) -> None:
         _put(model, name, weight)
     model.tie_weights()  # type: ignore[operator]
     _make_buffers(model, device)
-
-
-def hash_samples(tensors: Mapping[str, Tensor]) -> str:
-    """`sha256:` and 16 hex digits over names, types, shapes and both ends of every tensor's content."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        _update(digest, name, tensors[name])
-    return f"sha256:{digest.hexdigest()[:16]}"
-
-
-def _update(digest: Any, name: str, tensor: Tensor) -> None:
-    digest.update(f"{len(name)}:{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-    numbers = tensor.detach().reshape(-1)
-    for part in (numbers[:_SAMPLE], numbers[-_SAMPLE:]):
-        digest.update(part.cpu().contiguous().view(torch.uint8).numpy())
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from replora.cache import hash_samples
 from replora.config import BackboneConfig
 from replora.errors import ConfigError
 from replora.models.base import Backbone, Target
-from replora.models.checkpoints import hash_samples, load_checkpoint, start_at_random
+from replora.models.checkpoints import load_checkpoint, start_at_random
 from replora.models.hub import PREFIX, HubTokenizer
 from replora.models.prefix import Prefix
 from replora.models.shapes import LLAMA

@@ -6,10 +6,11 @@ from typing import Literal
 
 import torch
 
-from replora.config import CommonsenseTask, DigitsTask, TaskConfig
+from replora.config import CommonsenseTask, DigitsTask, TaskConfig, TextToTextTask
 from replora.tasks.base import Task, TextProcessor
 from replora.tasks.commonsense import commonsense_task
 from replora.tasks.digits import digits_task
+from replora.tasks.text_to_text import text_to_text_task
 
 __all__ = ["load_task"]
 
@@ -39,6 +40,8 @@ def load_task(
         return digits_task(config, _DTYPES[precision], torch.device(device))
     if isinstance(config, CommonsenseTask):
         return commonsense_task(config, processor, torch.device(device))
+    if isinstance(config, TextToTextTask):
+        return text_to_text_task(config, processor, torch.device(device))
     from replora.tasks.image_folder import image_folder_task  # Pillow, which digits can do without
 
     return image_folder_task(config, _DTYPES[precision], torch.device(device))

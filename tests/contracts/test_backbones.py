@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from replora.config import (
     MethodConfig,
     OptimConfig,
     RunConfig,
+    TextToTextTask,
     TrainConfig,
 )
 from replora.methods.bake import merge
@@ -24,12 +24,17 @@ from replora.models.base import Backbone
 from replora.models.load import load_backbone
 from replora.tasks.base import Task
 from replora.tasks.classification import Classification
+from replora.tasks.load import load_task
 from replora.train.model import SlotModel
 from replora.train.pack import Pack
 from tests.contracts.packs import METHODS, losses_of_first, neighbour, outputs, perturbed, relative_gap
+from tests.replora.tiny_bart import save_pairs, save_tiny_bart
 
 LOW_RANK = {name: method for name, method in METHODS.items() if isinstance(method, LowRankMethod)}
 low_rank = pytest.mark.parametrize("method", LOW_RANK.values(), ids=LOW_RANK.keys())
+
+
+Base = tuple[Backbone, Task]
 
 
 class Clips:
@@ -48,21 +53,27 @@ class Clips:
         return {"video": self._clips[indices], "label": self._labels[indices]}
 
 
-def video_swin() -> tuple[Backbone, Task]:
+def video_swin(folder: Path) -> Base:
     config = BackboneConfig(name="video-swin-nano", weights="random")
     backbone = load_backbone(config, precision="fp64", device="cpu")
     splits = {"train": Clips(8, 0), "val": Clips(3, 1), "test": Clips(3, 2)}
     return backbone, Classification(splits, ("a", "b", "c"), "made", 3)  # type: ignore[arg-type]
 
 
-KINDS: dict[str, Callable[[], tuple[Backbone, Task]]] = {"video-swin": video_swin}
-kinds = pytest.mark.parametrize("kind", KINDS)
+def bart(folder: Path) -> Base:
+    config = BackboneConfig(name=f"hf/{save_tiny_bart(folder / 'bart')}")
+    backbone = load_backbone(config, precision="fp64", device="cpu")
+    task = TextToTextTask(root=save_pairs(folder / "data"), source_tokens=24, target_tokens=6)
+    return backbone, load_task(task, precision="fp64", device="cpu", processor=backbone.processor)
 
 
-@lru_cache
-def base(kind: str) -> tuple[Backbone, Task]:
+KINDS: dict[str, Callable[[Path], Base]] = {"video-swin": video_swin, "bart": bart}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Base:
     """Backbone and task of a kind; nothing may change either of them."""
-    return KINDS[kind]()
+    return KINDS[request.param](tmp_path_factory.mktemp(request.param))
 
 
 def run(method: MethodConfig, *, seed: int = 0, steps: int = 6, lr: float = 1e-3) -> RunConfig:
@@ -91,10 +102,9 @@ def adapted(
         return model.adaptation.features(batch)[0]
 
 
-@kinds
 @low_rank
-def test_update_is_zero_at_the_start(kind: str, method: MethodConfig) -> None:
-    backbone, task = base(kind)
+def test_update_is_zero_at_the_start(base: Base, method: MethodConfig) -> None:
+    backbone, task = base
     config, batch = run(method), batch_of(task)
     model = SlotModel(backbone, task, config)
     plain = features(backbone, backbone.model, batch)
@@ -102,10 +112,9 @@ def test_update_is_zero_at_the_start(kind: str, method: MethodConfig) -> None:
     torch.testing.assert_close(found, plain, rtol=1e-12, atol=1e-12)
 
 
-@kinds
 @low_rank
-def test_every_tensor_changes_the_output_and_gets_a_gradient(kind: str, method: MethodConfig) -> None:
-    backbone, task = base(kind)
+def test_every_tensor_changes_the_output_and_gets_a_gradient(base: Base, method: MethodConfig) -> None:
+    backbone, task = base
     config, batch = run(method), batch_of(task)
     model = SlotModel(backbone, task, config)
     moved, nudges = perturbed(model, config), perturbed(model, config, seed=2)
@@ -120,10 +129,9 @@ def test_every_tensor_changes_the_output_and_gets_a_gradient(kind: str, method: 
     assert [name for name, leaf in leaves.items() if leaf.grad is None or not leaf.grad.any()] == []
 
 
-@kinds
 @low_rank
-def test_gradients_are_those_of_autograd(kind: str, method: MethodConfig) -> None:
-    backbone, task = base(kind)
+def test_gradients_are_those_of_autograd(base: Base, method: MethodConfig) -> None:
+    backbone, task = base
     config, batch = run(method.model_copy(update={"dropout": 0.0})), batch_of(task)
     model = SlotModel(backbone, task, config)
     moved, towards = perturbed(model, config), perturbed(model, config, seed=3)
@@ -151,12 +159,11 @@ def test_gradients_are_those_of_autograd(kind: str, method: MethodConfig) -> Non
     assert slope == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-4)
 
 
-@kinds
 @low_rank
 def test_training_changes_the_adapter_and_no_bit_of_the_base(
-    kind: str, method: MethodConfig, tmp_path: Path
+    base: Base, method: MethodConfig, tmp_path: Path
 ) -> None:
-    backbone, task = base(kind)
+    backbone, task = base
     config = run(method, lr=1e-2)
     before = {name: each.clone() for name, each in backbone.model.state_dict().items()}
     pack = Pack(config, backbone, task, slots=1)
@@ -172,10 +179,9 @@ def test_training_changes_the_adapter_and_no_bit_of_the_base(
     assert [name for name in initial if torch.equal(saved[name], initial[name])] == []
 
 
-@kinds
 @low_rank
-def test_merged_weights_give_the_same_and_leave_the_base(kind: str, method: MethodConfig) -> None:
-    backbone, task = base(kind)
+def test_merged_weights_give_the_same_and_leave_the_base(base: Base, method: MethodConfig) -> None:
+    backbone, task = base
     config, batch = run(method), batch_of(task)
     model = SlotModel(backbone, task, config)
     moved = perturbed(model, config)
@@ -187,10 +193,9 @@ def test_merged_weights_give_the_same_and_leave_the_base(kind: str, method: Meth
     assert torch.equal(features(backbone, backbone.model, batch), plain)  # there is nothing to unmerge
 
 
-@kinds
 @low_rank
-def test_two_adapters_in_one_pack_do_not_see_each_other(kind: str, method: MethodConfig) -> None:
-    backbone, task = base(kind)
+def test_two_adapters_in_one_pack_do_not_see_each_other(base: Base, method: MethodConfig) -> None:
+    backbone, task = base
     config, batch = run(method), batch_of(task)
     model = SlotModel(backbone, task, config)
     own = [model.one(perturbed(model, config, seed=seed), method) for seed in (1, 2)]
@@ -207,14 +212,13 @@ def test_two_adapters_in_one_pack_do_not_see_each_other(kind: str, method: Metho
     assert not torch.allclose(packed[0], packed[1])
 
 
-@kinds
 @low_rank
-def test_packed_equals_solo(kind: str, method: MethodConfig, tmp_path: Path) -> None:
+def test_packed_equals_solo(base: Base, method: MethodConfig, tmp_path: Path) -> None:
     first = run(method, steps=12, lr=1e-3)
     others = [
         run(neighbour(method, index), seed=index + 1, steps=steps) for index, steps in enumerate((12, 5))
     ]
-    solo, _ = losses_of_first([first], tmp_path / "solo", base(kind))
-    packed, _ = losses_of_first([first, *others], tmp_path / "pack", base(kind))
+    solo, _ = losses_of_first([first], tmp_path / "solo", base)
+    packed, _ = losses_of_first([first, *others], tmp_path / "pack", base)
     assert relative_gap(packed, solo) <= 1e-10
     assert solo[-4:].mean() < solo[:4].mean()

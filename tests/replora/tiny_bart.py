@@ -1,11 +1,13 @@
-"""A tiny BART and its tokenizer, as a person has them on disk."""
+"""A tiny BART, its tokenizer and files of sources and targets, as a person has them on disk."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerFast
 
@@ -60,3 +62,29 @@ def save_bart_tokenizer(folder: Path) -> None:
         tokenizer_object=tokenizer, bos_token=START, pad_token=PADDING, eos_token=END
     )
     wrapped.save_pretrained(folder)
+
+
+#: Width of the features of the made pictures.
+FEATURES = 7
+
+
+def save_pairs(root: Path, train: int = 8, *, visual: bool = False) -> Path:
+    """Questions and answers; with `visual`, each about one or two pictures of three regions."""
+    root.mkdir(parents=True, exist_ok=True)
+    generator, features = torch.Generator().manual_seed(0), {}
+    for split, count in {"train": train, "val": 3, "test": 3}.items():
+        lines = []
+        for number in range(count):
+            colour = ("red", "green", "blue")[number % 3]
+            item: dict[str, object] = {"source": f"what colour is cat {number}?", "target": colour}
+            if visual:
+                names = [f"{split}-{number}", f"{split}-{number}-b"][: 1 + number % 2]
+                for name in names:
+                    features[name] = torch.randn(3, FEATURES, generator=generator)
+                    features[f"{name}.boxes"] = torch.rand(3, 4, generator=generator)
+                item["visual"] = names if len(names) > 1 else names[0]
+            lines.append(json.dumps(item))
+        (root / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    if visual:
+        save_file(features, root / "visual.safetensors")
+    return root

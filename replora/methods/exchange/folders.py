@@ -183,8 +183,7 @@ _PEFT_README = """\
 
     from peft import PeftModel
     from replora.config import BackboneConfig
-    from replora.models.hub import checkpoint_files
-from replora.models.load import load_backbone
+    from replora.models.load import load_backbone
 
     base = load_backbone(BackboneConfig(name="{name}"), precision="fp32", device="cpu").model
     base.reset_classifier({classes})

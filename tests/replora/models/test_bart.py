@@ -15,6 +15,7 @@ from transformers import BartForConditionalGeneration
 
 from replora.config import BackboneConfig
 from replora.errors import CheckpointError, ConfigError, MachineError
+from replora.methods.sites import group_targets
 from replora.models.bart import bart_config, bart_features, bart_targets, build_bart
 from replora.models.base import Backbone
 from replora.models.load import load_backbone
@@ -191,3 +192,12 @@ def test_a_visual_embedding_in_the_folder_is_read(tmp_path: Path) -> None:
 
 def test_biases_of_the_tiny_model_count() -> None:
     assert all(each.any() for name, each in tiny_bart().named_parameters() if name.endswith("bias"))
+
+
+def test_blocks_of_encoder_and_decoder_are_adapted_alike() -> None:
+    """Modules of a cross-attention block have another order by name than those of an encoder block."""
+    groups = group_targets([t for t in bart_targets(tiny_bart()) if t.name in ("query", "down")])
+    both = next(group for group in groups if len(group.sites) == 2)
+    assert both.blocks == (0, 1, 3, 5)
+    for site in both.sites:
+        assert {module.rpartition(".")[2] for module in site.modules} in ({"q_proj"}, {"fc2"})
