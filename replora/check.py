@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from replora.config import AdapterMethod, GeneratedMethod, LowRankMethod, RunConfig
+from replora.config import AdapterMethod, GeneratedMethod, LowRankMethod, MethodConfig, RunConfig
 from replora.faults import Fault, config_error
 from replora.models import BACKBONES
 from replora.models.shapes import shapes_of
 from replora.parameters import TargetLike
 from replora.verbs import nearest
 
-__all__ = ["check_fits", "misfits", "run_faults"]
+__all__ = ["check_fits", "method_faults", "misfits", "run_faults"]
 
 
 def check_fits(config: RunConfig, targets: Sequence[TargetLike]) -> None:
@@ -46,7 +46,11 @@ def run_faults(config: RunConfig) -> list[Fault]:
 
 def misfits(config: RunConfig, targets: Sequence[TargetLike]) -> Iterator[Fault]:
     """Every fault that `check_fits` looks for, to be placed in a file by its keys."""
-    method = config.method
+    yield from method_faults(config.method, targets)
+
+
+def method_faults(method: MethodConfig, targets: Sequence[TargetLike]) -> Iterator[Fault]:
+    """What a method cannot do on a backbone with these targets."""
     if isinstance(method, AdapterMethod):
         yield from _unknown("targets", method.targets, targets)
     if not isinstance(method, LowRankMethod):

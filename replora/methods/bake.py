@@ -43,6 +43,13 @@ class BakedTarget:
     scale: float
     gain: Tensor | None = None
 
+    def merge_into(self, weight: Tensor) -> None:
+        """Changes the rows of a whole weight `[O', I]` in place."""
+        rows = weight[self.rows[0] : self.rows[1]]
+        rows += (self.scale * self.b @ self.a).to(weight)
+        if self.gain is not None:
+            rows *= self.gain.to(weight).unsqueeze(1)
+
 
 @torch.no_grad()
 def bake(adapter: SavedAdapter, backbone: Backbone) -> list[BakedTarget]:
@@ -109,11 +116,7 @@ def merge(adapter: SavedAdapter, backbone: Backbone) -> nn.Module:
     weights: dict[str, Tensor] = {}
     for target in bake(adapter, backbone):
         name = f"{target.module}.weight"
-        weight = weights.setdefault(name, model.get_parameter(name).detach().clone())
-        low, high = target.rows
-        weight[low:high] += (target.scale * target.b @ target.a).to(weight)
-        if target.gain is not None:
-            weight[low:high] *= target.gain.to(weight).unsqueeze(1)
+        target.merge_into(weights.setdefault(name, model.get_parameter(name).detach().clone()))
     _replace(model, weights)
     return model
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -21,8 +22,9 @@ from torch import Tensor
 from replora.atomic import write_atomically
 from replora.config import RunConfig
 from replora.errors import AdapterError
+from replora.methods.layout import Shapes
 
-__all__ = ["SavedAdapter", "load_adapter", "save_adapter"]
+__all__ = ["SavedAdapter", "check_tensors", "load_adapter", "save_adapter"]
 
 FORMAT = "replora-adapter/1"
 
@@ -79,6 +81,24 @@ def load_adapter(folder: Path) -> SavedAdapter:
     except (OSError, SafetensorError) as error:
         raise AdapterError(f"{folder}/adapter.safetensors: cannot be read: {error}") from error
     return SavedAdapter(config, fingerprint, head_width, dict(tensors))
+
+
+def check_tensors(wanted: Shapes, tensors: Mapping[str, Tensor]) -> None:
+    """Refuses tensors that are not exactly those of a method.
+
+    Raises:
+        AdapterError: Naming the first that is missing, unknown, of another shape or not finite.
+    """
+    for name in sorted(wanted.keys() | tensors.keys()):
+        shape = list(wanted[name]) if name in wanted else "nothing"
+        found = list(tensors[name].shape) if name in tensors else "nothing"
+        if shape != found:
+            raise AdapterError(
+                f"adapter tensor {name}: must be {shape}, but got {found}.\n"
+                "  The adapter was made with another method or on another base."
+            )
+        if not torch.isfinite(tensors[name]).all():
+            raise AdapterError(f"adapter tensor {name}: has NaN or infinite numbers")
 
 
 def _read_description(folder: Path) -> dict[str, object]:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from replora.config import LinearProbeMethod, MethodConfig, RunConfig
-from replora.errors import AdapterError, ConfigError
+from replora.errors import ConfigError
 from replora.methods.adaptation import adapt
+from replora.methods.folder import check_tensors
 from replora.methods.layout import Layout, Shapes, cover
 from replora.models.base import Backbone
 from replora.tasks.base import Batch, SplitName, Task
@@ -87,14 +88,9 @@ class SlotModel:
         """One slot's saved tensors as parameters of a pack of one.
 
         Raises:
-            AdapterError: If a tensor is missing, unknown or of another shape.
+            AdapterError: If a tensor is missing, unknown, of another shape or not finite.
         """
-        shapes = self.shapes(method)
-        for name in sorted(shapes.keys() | tensors.keys()):
-            wanted = list(shapes[name]) if name in shapes else "nothing"
-            found = list(tensors[name].shape) if name in tensors else "nothing"
-            if wanted != found:
-                raise AdapterError(f"adapter tensor {name}: must be {wanted}, but got {found}")
+        check_tensors(self.shapes(method), tensors)
         layout = Layout(self.shapes(cover([method])))
         matrix = torch.zeros(1, layout.width, dtype=self.dtype, device=self.device)
         layout.write(matrix[0], tensors)
