@@ -21,6 +21,7 @@ __all__ = [
     "DigitsTask",
     "DoraMethod",
     "DoranMethod",
+    "FolderTask",
     "FullMethod",
     "GeneratedMethod",
     "ImageFolderTask",
@@ -37,6 +38,7 @@ __all__ = [
     "TaskConfig",
     "TextToTextTask",
     "TrainConfig",
+    "VideoFolderTask",
 ]
 
 Positive = Annotated[int, Field(ge=1)]
@@ -217,21 +219,45 @@ class DigitsTask(Frozen):
     train_images: Annotated[int, Field(ge=5, le=400)] = 400
 
 
-class ImageFolderTask(Frozen):
-    """A person's own images: `<root>/{train,val,test}/<class>/*`, or `<root>/<class>/*` split by hash.
+class FolderTask(Frozen):
+    """A person's own examples: `<root>/{train,val,test}/<class>/*`, or `<root>/<class>/*` split by hash.
 
     Attributes:
-        root: Folder of the images.
-        image_size: Side of the square that images are resized to, in pixels.
+        root: Folder of the examples.
+        image_size: Side of the square that a model sees, in pixels.
         val_fraction: Share held out for validation where the folder has no `val`.
         test_fraction: Share held out for the final test where the folder has no `test`.
     """
 
-    name: Literal["image-folder"] = "image-folder"
     root: Path
     image_size: Positive = 224
     val_fraction: Fraction = 0.15
     test_fraction: Fraction = 0.15
+
+
+class ImageFolderTask(FolderTask):
+    """A person's own images, each squeezed to a square."""
+
+    name: Literal["image-folder"] = "image-folder"
+
+
+class VideoFolderTask(FolderTask):
+    """A person's own clips: folders of frames, or files of pixels.
+
+    Attributes:
+        frames: Frames that a model sees, T.
+        stride: From one of them to the next, in frames of the clip.
+        mirror: Whether training mirrors half of the clips; false where left and right differ.
+        segments: Views of a clip in time that an evaluation takes the mean of.
+        crops: Views of each in space: the middle, or both ends of the longer side too.
+    """
+
+    name: Literal["video-folder"] = "video-folder"
+    frames: Positive = 8
+    stride: Positive = 4
+    mirror: bool = True
+    segments: Positive = 1
+    crops: Literal[1, 3] = 1
 
 
 #: Names of the eight sets as tasks have them -> their folders in the published data (known).
@@ -310,7 +336,8 @@ class TextToTextTask(Frozen):
 
 
 TaskConfig = Annotated[
-    DigitsTask | ImageFolderTask | CommonsenseTask | TextToTextTask, Field(discriminator="name")
+    DigitsTask | ImageFolderTask | VideoFolderTask | CommonsenseTask | TextToTextTask,
+    Field(discriminator="name"),
 ]
 
 

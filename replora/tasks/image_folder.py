@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,12 +15,35 @@ from replora.config import ImageFolderTask
 from replora.errors import DataError
 from replora.tasks.base import IMAGENET_MEAN, IMAGENET_STD, Split, SplitName
 from replora.tasks.classification import Classification
-from replora.tasks.image_index import ImageFile, index_images
+from replora.tasks.folder_index import Example, index_folder
+from replora.tasks.folder_layout import IMAGE_SUFFIXES, FileKind, is_image
 
-__all__ = ["FolderSplit", "image_folder_task"]
+__all__ = ["IMAGES", "FolderSplit", "check_image", "image_folder_task", "normalized"]
 
 _EVALUATION_BATCH = 16
 _KEPT_BYTES = 512 * 2**20  # choice: 3,500 images at 224 px
+
+
+def check_image(path: Path, content: bytes) -> None:
+    """Decodes an image.
+
+    Raises:
+        ValueError: If that cannot be done.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as opened:
+            opened.load()
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(str(error)) from error
+
+
+IMAGES = FileKind(
+    noun="image",
+    accepts=is_image,
+    files=lambda path, root: (path,),
+    check=check_image,
+    hint=f"Images end in {', '.join(sorted(IMAGE_SUFFIXES))} and lie directly in their class's folder.",
+)
 
 
 class FolderSplit:
@@ -34,7 +59,7 @@ class FolderSplit:
     """
 
     def __init__(
-        self, images: Sequence[ImageFile], image_size: int, dtype: torch.dtype, device: torch.device
+        self, images: Sequence[Example], image_size: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         self._images = images
         self._labels = torch.tensor([image.label for image in images], device=device)
@@ -60,15 +85,9 @@ class FolderSplit:
             mirrored = torch.rand(len(pixels), generator=generator, device=generator.device) < 0.5
             pixels = torch.where(mirrored.cpu().view(-1, 1, 1, 1), pixels.flip(-1), pixels)
         return {
-            "image": self._normalized(pixels.to(self._device)),
+            "image": normalized(pixels.to(self._device), self._dtype),
             "label": self._labels.index_select(0, indices.to(self._device)),
         }
-
-    def _normalized(self, pixels: Tensor) -> Tensor:
-        precise = torch.float64 if self._dtype == torch.float64 else torch.float32
-        mean = torch.tensor(IMAGENET_MEAN, dtype=precise, device=self._device).view(-1, 1, 1)
-        std = torch.tensor(IMAGENET_STD, dtype=precise, device=self._device).view(-1, 1, 1)
-        return ((pixels.to(precise) / 255.0 - mean) / std).to(self._dtype)
 
     def _decoded(self, index: int) -> Tensor:
         kept = self._kept.get(index)
@@ -80,13 +99,21 @@ class FolderSplit:
         return pixels
 
 
+def normalized(pixels: Tensor, dtype: torch.dtype) -> Tensor:
+    """Pixels `[..., 3, H, W]` from 0 to 255 by ImageNet's mean and deviation, in a type."""
+    precise = torch.float64 if dtype == torch.float64 else torch.float32
+    mean = torch.tensor(IMAGENET_MEAN, dtype=precise, device=pixels.device).view(-1, 1, 1)
+    std = torch.tensor(IMAGENET_STD, dtype=precise, device=pixels.device).view(-1, 1, 1)
+    return ((pixels.to(precise) / 255.0 - mean) / std).to(dtype)
+
+
 def image_folder_task(config: ImageFolderTask, dtype: torch.dtype, device: torch.device) -> Classification:
     """The task of telling the classes of a folder apart.
 
     Raises:
-        DataError: If the folder is not as `index_images` wants it.
+        DataError: If the folder is not as `index_folder` wants it.
     """
-    index = index_images(config)
+    index = index_folder(config, IMAGES)
     splits: dict[SplitName, Split] = {
         name: FolderSplit(images, config.image_size, dtype, device)
         for name, images in index.splits.items()
@@ -95,7 +122,7 @@ def image_folder_task(config: ImageFolderTask, dtype: torch.dtype, device: torch
     return Classification(splits, index.classes, index.data_hash, _EVALUATION_BATCH)
 
 
-def _decode(image: ImageFile, size: int) -> Tensor:
+def _decode(image: Example, size: int) -> Tensor:
     """Pixels `[3, S, S]`, uint8: turned as the camera says, squeezed to a square, bicubic."""
     try:
         with Image.open(image.path) as opened:

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from replora.config import CommonsenseTask, DigitsTask, TaskConfig, TextToTextTask
+from replora.config import CommonsenseTask, DigitsTask, TaskConfig, TextToTextTask, VideoFolderTask
 from replora.tasks.base import Task, TextProcessor
 from replora.tasks.commonsense import commonsense_task
 from replora.tasks.digits import digits_task
@@ -42,6 +42,10 @@ def load_task(
         return commonsense_task(config, processor, torch.device(device))
     if isinstance(config, TextToTextTask):
         return text_to_text_task(config, processor, torch.device(device))
+    if isinstance(config, VideoFolderTask):
+        from replora.tasks.video_folder import video_folder_task  # Pillow, which digits can do without
+
+        return video_folder_task(config, _DTYPES[precision], torch.device(device))
     from replora.tasks.image_folder import image_folder_task  # Pillow, which digits can do without
 
     return image_folder_task(config, _DTYPES[precision], torch.device(device))

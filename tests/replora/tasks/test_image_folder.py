@@ -13,9 +13,10 @@ from PIL import Image
 
 from replora.config import ImageFolderTask
 from replora.errors import ConfigError, DataError
-from replora.tasks import image_folder, image_index
+from replora.tasks import folder_index, image_folder
 from replora.tasks.base import IMAGENET_MEAN, IMAGENET_STD, SplitName, Task
-from replora.tasks.image_index import index_images
+from replora.tasks.folder_index import index_folder
+from replora.tasks.image_folder import IMAGES
 from replora.tasks.load import load_task
 
 SIDE = 6
@@ -37,7 +38,9 @@ def load(root: Path, precision: str = "fp32", **fields: float) -> Task:
 def members(root: Path, **fields: float) -> dict[SplitName, list[str]]:
     """Relative paths of each split."""
     config = ImageFolderTask(root=root, image_size=SIDE, **fields)
-    return {name: [image.relative for image in each] for name, each in index_images(config).splits.items()}
+    return {
+        name: [image.relative for image in each] for name, each in index_folder(config, IMAGES).splits.items()
+    }
 
 
 @pytest.fixture(autouse=True)
@@ -218,7 +221,7 @@ def test_data_hash_follows_the_names(split: Path) -> None:
 
 def test_images_are_checked_once(split: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = load(split).data_hash
-    monkeypatch.setattr(image_index, "_check_and_hash", None)
+    monkeypatch.setattr(folder_index, "_check_and_hash", None)
     assert load(split).data_hash == before
 
 
