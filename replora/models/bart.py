@@ -21,6 +21,7 @@ from replora.models.checkpoints import load_checkpoint, start_at_random
 from replora.models.hub import PREFIX, HubTokenizer
 from replora.models.shapes import BART
 from replora.models.token_loss import token_losses
+from replora.models.transformer_prefix import transformer_attend
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -66,6 +67,7 @@ def bart_backbone(
         width=int(cast("Any", described).d_model),
         fingerprint=fingerprint,
         processor=None if folder is None else HubTokenizer(folder),
+        attend=transformer_attend,
     )
 
 

@@ -21,9 +21,9 @@ from replora.errors import ConfigError
 from replora.models.base import Backbone, Target
 from replora.models.checkpoints import load_checkpoint, start_at_random
 from replora.models.hub import PREFIX, HubTokenizer
-from replora.models.prefix import Prefix
 from replora.models.shapes import LLAMA
 from replora.models.token_loss import token_losses
+from replora.models.transformer_prefix import transformer_attend
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -83,7 +83,7 @@ def language_backbone(
         width=int(described.hidden_size),
         fingerprint=fingerprint,
         processor=None if folder is None else HubTokenizer(folder),
-        attend=_attend,
+        attend=transformer_attend,
     )
 
 
@@ -191,12 +191,6 @@ def language_features(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     hidden = model.model(input_ids=batch["tokens"], use_cache=False).last_hidden_state  # type: ignore[operator]
     weight = model.get_output_embeddings().weight  # type: ignore[operator]
     return token_losses(hidden, weight, batch["tokens"], batch["scored"])
-
-
-def _attend(model: nn.Module, prefixes: Mapping[str, Prefix]) -> None:
-    from replora.models.language_prefix import language_attend  # transformers, slow to import
-
-    language_attend(model, prefixes)
 
 
 def _generated(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:

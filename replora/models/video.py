@@ -16,7 +16,7 @@ from replora.cache import Cached, cached_tensors
 from replora.errors import ConfigError, MachineError
 from replora.models.base import Architecture, Target
 from replora.models.shapes import VIDEO_SWIN, VideoSwinShape
-from replora.models.windows import call_linears
+from replora.models.windows import attend_in_windows, call_linears
 
 __all__ = ["ClipFeatures", "video_architecture", "video_targets"]
 
@@ -28,7 +28,8 @@ _PARTS = {"output": "attn.proj", "up": "mlp.0", "down": "mlp.3"}
 def video_architecture(name: str) -> Architecture:
     """One of `VIDEO_SWIN` as `load_backbone` wants it."""
     shape = VIDEO_SWIN[name]
-    return Architecture(partial(_build, shape), ClipFeatures(), video_targets, partial(_pretrained, name))
+    pretrained = partial(_pretrained, name)
+    return Architecture(partial(_build, shape), ClipFeatures(), video_targets, pretrained, attend_in_windows)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ Shape letters: N batch, P windows of one example, M tokens of a window, H heads,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,9 @@ from torch.nn import functional
 from torchvision.models.swin_transformer import SwinTransformerBlock
 from torchvision.models.video.swin_transformer import ShiftedWindowAttention3d
 
-__all__ = ["WindowAttention", "call_linears"]
+from replora.models.prefix import Prefix
+
+__all__ = ["WindowAttention", "attend_in_windows", "call_linears"]
 
 _APART = -100.0  # known: added to the score of two tokens that a shift brought into one window
 
@@ -30,6 +32,13 @@ def call_linears(model: nn.Module) -> None:
         if isinstance(module, SwinTransformerBlock):
             assert isinstance(module.attn, ShiftedWindowAttention3d)
             module.attn = WindowAttention(module.attn)
+
+
+def attend_in_windows(model: nn.Module, prefixes: Mapping[str, Prefix]) -> None:
+    """Makes every window of a private Video Swin see the prefix of its block (`Backbone.attend`)."""
+    for path, module in model.named_modules():
+        if isinstance(module, WindowAttention):
+            module.find_prefix = partial(prefixes.__getitem__, path)
 
 
 class WindowAttention(nn.Module):
@@ -54,6 +63,7 @@ class WindowAttention(nn.Module):
         self.register_buffer("relative_position_index", attention.relative_position_index)
         self.num_heads = attention.num_heads
         self._window, self._shift = tuple(attention.window_size), tuple(attention.shift_size)
+        self.find_prefix: Callable[[], Prefix] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N, T, H, W, C]` to the same."""
@@ -78,10 +88,19 @@ class WindowAttention(nn.Module):
         rows, tokens, width = windows.shape
         parts = self.qkv(windows).view(rows, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         query, key, value = parts.unbind(0)
-        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1) + self._position_bias(tokens)
+        mask = None
+        if self.find_prefix is not None:
+            prefix = self.find_prefix()
+            key, value = prefix.beside(key, value)
+            mask = prefix.mask(None, (rows, tokens, tokens), causal=False)
+        beside = (0, key.shape[2] - tokens)  # a prefix is at no distance, and in every window's own region
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+        scores = scores + functional.pad(self._position_bias(tokens), beside)
         if apart is not None:
-            scores = scores.unflatten(0, (-1, len(apart))) + apart.unsqueeze(1)
+            scores = scores.unflatten(0, (-1, len(apart))) + functional.pad(apart, beside).unsqueeze(1)
             scores = scores.flatten(0, 1)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
         mixed = scores.softmax(-1) @ value
         found: Tensor = self.proj(mixed.transpose(1, 2).reshape(rows, tokens, width))
         return found

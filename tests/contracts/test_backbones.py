@@ -1,4 +1,4 @@
-"""What every low-rank method promises, on every kind of backbone: fused, functional and split projections."""
+"""What every method with sizes promises, on every kind of backbone: fused, functional, split projections."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from replora.config import (
     LowRankMethod,
     MethodConfig,
     OptimConfig,
+    PrefixMethod,
     RunConfig,
     TextToTextTask,
     TrainConfig,
 )
 from replora.methods.bake import merge
 from replora.methods.folder import SavedAdapter, load_adapter
+from replora.methods.layout import cover
 from replora.models.base import Backbone
 from replora.models.load import load_backbone
 from replora.tasks.base import Task
@@ -31,7 +33,11 @@ from tests.contracts.packs import METHODS, losses_of_first, neighbour, outputs, 
 from tests.replora.tiny_bart import save_pairs, save_tiny_bart
 
 LOW_RANK = {name: method for name, method in METHODS.items() if isinstance(method, LowRankMethod)}
+SIZED = {name: method for name, method in METHODS.items() if cover([method]) != method}
+AT_BASE = {name: method for name, method in SIZED.items() if not isinstance(method, PrefixMethod)}
 low_rank = pytest.mark.parametrize("method", LOW_RANK.values(), ids=LOW_RANK.keys())
+sized = pytest.mark.parametrize("method", SIZED.values(), ids=SIZED.keys())
+at_base = pytest.mark.parametrize("method", AT_BASE.values(), ids=AT_BASE.keys())
 
 
 Base = tuple[Backbone, Task]
@@ -102,7 +108,7 @@ def adapted(
         return model.adaptation.features(batch)[0]
 
 
-@low_rank
+@at_base
 def test_update_is_zero_at_the_start(base: Base, method: MethodConfig) -> None:
     backbone, task = base
     config, batch = run(method), batch_of(task)
@@ -112,7 +118,7 @@ def test_update_is_zero_at_the_start(base: Base, method: MethodConfig) -> None:
     torch.testing.assert_close(found, plain, rtol=1e-12, atol=1e-12)
 
 
-@low_rank
+@sized
 def test_every_tensor_changes_the_output_and_gets_a_gradient(base: Base, method: MethodConfig) -> None:
     backbone, task = base
     config, batch = run(method), batch_of(task)
@@ -129,10 +135,11 @@ def test_every_tensor_changes_the_output_and_gets_a_gradient(base: Base, method:
     assert [name for name, leaf in leaves.items() if leaf.grad is None or not leaf.grad.any()] == []
 
 
-@low_rank
+@sized
 def test_gradients_are_those_of_autograd(base: Base, method: MethodConfig) -> None:
     backbone, task = base
-    config, batch = run(method.model_copy(update={"dropout": 0.0})), batch_of(task)
+    still = {"dropout": 0.0} if hasattr(method, "dropout") else {}
+    config, batch = run(method.model_copy(update=still)), batch_of(task)
     model = SlotModel(backbone, task, config)
     moved, towards = perturbed(model, config), perturbed(model, config, seed=3)
     leaves = {name: each.detach().requires_grad_() for name, each in model.one(moved, method).items()}
@@ -159,7 +166,7 @@ def test_gradients_are_those_of_autograd(base: Base, method: MethodConfig) -> No
     assert slope == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-4)
 
 
-@low_rank
+@sized
 def test_training_changes_the_adapter_and_no_bit_of_the_base(
     base: Base, method: MethodConfig, tmp_path: Path
 ) -> None:
@@ -193,7 +200,7 @@ def test_merged_weights_give_the_same_and_leave_the_base(base: Base, method: Met
     assert torch.equal(features(backbone, backbone.model, batch), plain)  # there is nothing to unmerge
 
 
-@low_rank
+@sized
 def test_two_adapters_in_one_pack_do_not_see_each_other(base: Base, method: MethodConfig) -> None:
     backbone, task = base
     config, batch = run(method), batch_of(task)
@@ -212,9 +219,10 @@ def test_two_adapters_in_one_pack_do_not_see_each_other(base: Base, method: Meth
     assert not torch.allclose(packed[0], packed[1])
 
 
-@low_rank
+@sized
 def test_packed_equals_solo(base: Base, method: MethodConfig, tmp_path: Path) -> None:
-    first = run(method, steps=12, lr=1e-3)
+    lr = 1e-2 if isinstance(method, PrefixMethod) else 1e-3  # a prefix is learned at higher rates
+    first = run(method, steps=12, lr=lr)
     others = [
         run(neighbour(method, index), seed=index + 1, steps=steps) for index, steps in enumerate((12, 5))
     ]

@@ -1,4 +1,4 @@
-"""Prefixes in transformers' models of Llama's form: an attention function, and tokens that begin later."""
+"""Prefixes in transformers' models: an attention function, and tokens that begin later."""
 
 from __future__ import annotations
 
@@ -8,30 +8,35 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from replora.models.prefix import Prefix
 
-__all__ = ["language_attend"]
+__all__ = ["transformer_attend"]
 
 _NAME = "replora_prefix"
 
 
-def language_attend(model: nn.Module, prefixes: Mapping[str, Prefix]) -> None:
-    """Makes every attention of a private language model see the prefix under its path (`Backbone.attend`).
+def transformer_attend(model: nn.Module, prefixes: Mapping[str, Prefix]) -> None:
+    """Makes every attention of a private model see the prefix under its path (`Backbone.attend`).
 
     Keys and values of the prefix join those of the tokens in each call of the attention, after rotation
-    and cache, so that training and generation see the same and the cache holds tokens alone.
+    and cache, so that training and generation see the same and the cache holds tokens alone. Where keys
+    are rotated, tokens begin behind the prefix; positions that are learned stay as they are.
     """
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+    AttentionInterface.register(_NAME, _attention)
+    AttentionMaskInterface.register(_NAME, sdpa_mask)
     for path, module in model.named_modules():
-        if hasattr(module, "num_key_value_groups"):
+        if hasattr(module, "k_proj"):
             module.find_prefix = partial(prefixes.__getitem__, path)
-    config: Any = model.config
-    config._attn_implementation = _NAME
+        if hasattr(module, "config"):
+            config: Any = module.config
+            config._attn_implementation = _NAME
     decoder = getattr(model, "model", model)
-    decoder.register_forward_pre_hook(partial(_begin_later, prefixes), with_kwargs=True)
+    if hasattr(decoder, "rotary_emb"):
+        decoder.register_forward_pre_hook(partial(_begin_later, prefixes), with_kwargs=True)
 
 
 def _attention(
@@ -43,14 +48,15 @@ def _attention(
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Scaled dot products over tokens and prefix, `[rows, H, Q, D]` to `[rows, Q, H, D]`."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
     prefix: Prefix = module.find_prefix()  # type: ignore[operator]
     shape = (query.shape[0], query.shape[2], key.shape[2])
     causal = options.pop("is_causal", None)
     causal = bool(getattr(module, "is_causal", True)) if causal is None else causal
     mask = prefix.mask(mask, shape, causal=causal)
     key, value = prefix.beside(key, value)
-    plain = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    return plain(module, query, key, value, mask, is_causal=False, **options)  # type: ignore[no-any-return]
+    return sdpa_attention_forward(module, query, key, value, mask, is_causal=False, **options)
 
 
 def _begin_later(
@@ -68,7 +74,3 @@ def _begin_later(
     if len(shifts) > 1:
         shifts = shifts.repeat_interleave(len(inputs) // len(shifts))
     return args, {**options, "position_ids": positions + shifts.unsqueeze(1)}
-
-
-AttentionInterface.register(_NAME, _attention)
-AttentionMaskInterface.register(_NAME, sdpa_mask)
