@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from replora.config import AdapterMethod, FullMethod, LowRankMethod, PrefixMethod
 from replora.errors import AdapterError
-from replora.methods.adaptation import parts
+from replora.methods.adaptation import adapt, parts
 from replora.methods.factors import Factors
-from replora.methods.folder import SavedAdapter
+from replora.methods.folder import SavedAdapter, check_tensors
 from replora.methods.layout import Layout, cover
 from replora.methods.sites import Site
 from replora.methods.structure import copy_structure
@@ -56,9 +56,9 @@ def bake(adapter: SavedAdapter, backbone: Backbone) -> list[BakedTarget]:
     """The factors of a low-rank adapter, exactly as the layers used them; none for other methods.
 
     Raises:
-        AdapterError: If the adapter was trained on another base.
+        AdapterError: If the adapter was trained on another base, or its tensors are not the method's.
     """
-    _check_base(adapter, backbone)
+    _check(adapter, backbone)
     method = adapter.config.method
     if not isinstance(method, LowRankMethod):
         return []
@@ -110,7 +110,7 @@ def merge(adapter: SavedAdapter, backbone: Backbone) -> nn.Module:
         )
     model = copy_structure(backbone.model)
     if isinstance(adapter.config.method, FullMethod):
-        _check_base(adapter, backbone)
+        _check(adapter, backbone)
         _replace(model, {n[5:]: t for n, t in adapter.tensors.items() if n.startswith("base.")})
         return model
     weights: dict[str, Tensor] = {}
@@ -134,12 +134,17 @@ def _replace(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
             setattr(model.get_submodule(path), leaf, parameter)
 
 
-def _check_base(adapter: SavedAdapter, backbone: Backbone) -> None:
+def _check(adapter: SavedAdapter, backbone: Backbone) -> None:
+    """Refuses adapters of another base, and tensors that are not exactly those of the method and its head."""
     if adapter.backbone_fingerprint != backbone.fingerprint:
         raise AdapterError(
             f"the adapter was trained on the base {adapter.backbone_fingerprint}, "
             f"but {backbone.name} is {backbone.fingerprint}: give the same weights"
         )
+    wanted = dict(adapt(backbone, adapter.config.method).shapes(adapter.config.method))
+    if adapter.head_width:
+        wanted |= {"head.weight": (adapter.head_width, backbone.width), "head.bias": (adapter.head_width,)}
+    check_tensors(wanted, adapter.tensors)
 
 
 def head(adapter: SavedAdapter) -> tuple[Tensor, Tensor] | None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -66,7 +66,7 @@ def save_adapter(folder: Path, adapter: SavedAdapter) -> None:
 
 
 def load_adapter(folder: Path) -> SavedAdapter:
-    """Reads an adapter folder.
+    """Reads an adapter folder, all of it or nothing.
 
     Raises:
         AdapterError: If it is not one, or a file of it is damaged.
@@ -74,13 +74,18 @@ def load_adapter(folder: Path) -> SavedAdapter:
     described = _read_description(folder)
     try:
         config = TypeAdapter(RunConfig).validate_python(described["run"])
-        tensors: Mapping[str, Tensor] = load_file(folder / "adapter.safetensors")
         head_width, fingerprint = int(str(described["head_width"])), str(described["backbone_fingerprint"])
-    except (KeyError, TypeError, ValueError, ValidationError) as error:
+        parameters = int(str(described["parameters"]))
+    except (KeyError, TypeError, ValueError) as error:
         raise AdapterError(f"{folder}/adapter_config.json: damaged: {error}") from error
-    except (OSError, SafetensorError) as error:
-        raise AdapterError(f"{folder}/adapter.safetensors: cannot be read: {error}") from error
-    return SavedAdapter(config, fingerprint, head_width, dict(tensors))
+    tensors = _read_tensors(folder)
+    held = sum(tensor.numel() for tensor in tensors.values())
+    if held != parameters:
+        raise AdapterError(
+            f"{folder}/adapter.safetensors: must hold {parameters:,} numbers, but holds {held:,}; "
+            "the two files do not belong together"
+        )
+    return SavedAdapter(config, fingerprint, head_width, tensors)
 
 
 def check_tensors(wanted: Shapes, tensors: Mapping[str, Tensor]) -> None:
@@ -104,14 +109,53 @@ def check_tensors(wanted: Shapes, tensors: Mapping[str, Tensor]) -> None:
 def _read_description(folder: Path) -> dict[str, object]:
     path = folder / "adapter_config.json"
     try:
-        described = json.loads(path.read_bytes())
+        described = json.loads(path.read_bytes(), object_pairs_hook=_once)
     except OSError as error:
         raise AdapterError(
             f"{folder}: no adapter folder: adapter_config.json cannot be read: {error}"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise AdapterError(f"{path}: not JSON: {error}") from error
     if not isinstance(described, dict) or described.get("format") != FORMAT:
         found = described.get("format") if isinstance(described, dict) else type(described).__name__
-        raise AdapterError(f"{path}: format must be {FORMAT!r}, but got {found!r}")
+        hint = ""
+        if isinstance(described, dict) and "peft_type" in described:
+            hint = "\n  This is a folder of PEFT: open it with peft.PeftModel.from_pretrained."
+        raise AdapterError(f"{path}: format must be {FORMAT!r}, but got {found!r}{hint}")
     return described
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object of JSON; two values under one name could be read as either."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is there twice")
+    return found
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    path = folder / "adapter.safetensors"
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(f"{path}: cannot be read: {error}{_about_pickles(path)}") from error
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+            raise AdapterError(f"{path}: {name} must hold finite numbers, but has others ({tensor.dtype})")
+    return dict(tensors)
+
+
+def _about_pickles(path: Path) -> str:
+    """What to say of a pickle in the place of safetensors; none is ever opened, for it can run code."""
+    found = [each.name for each in sorted(path.parent.iterdir()) if each.suffix in _PICKLES]
+    if path.is_file():
+        with path.open("rb") as file:
+            found = [path.name] if file.read(4).startswith(_PICKLE_STARTS) else []
+    if not found:
+        return ""
+    return f"\n  {', '.join(found)} is a pickle: it can run code and is not opened; ask for safetensors."
+
+
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+_PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # torch's zip; protocols

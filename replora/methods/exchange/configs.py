@@ -6,6 +6,7 @@ What lies behind them is internal to PEFT, so other releases than those tested a
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -87,6 +88,11 @@ class _GeneratedConfig(PeftConfig):
         super().__post_init__()  # type: ignore[no-untyped-call]
         self.peft_type = self.method_class.model_fields["name"].default.upper()
         self.method(["any"])
+        if self.hidden < self.r:
+            text = (
+                f"hidden = {self.hidden} is below r = {self.r}; the update's rank is at most {self.hidden}."
+            )
+            warnings.warn(text, stacklevel=3)
 
     def method(self, names: Sequence[str]) -> GeneratedMethod:
         """The method on targets of these names.

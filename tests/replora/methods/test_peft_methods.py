@@ -399,6 +399,11 @@ def test_a_wrong_field_is_refused_when_the_configuration_is_made() -> None:
         RepLoraConfig(activation="gelo")
 
 
+def test_a_width_below_the_rank_is_warned_of() -> None:
+    with pytest.warns(UserWarning, match="hidden = 4 is below r = 8; the update's rank is at most 4"):
+        RepLoraConfig(r=8, hidden=4)
+
+
 @pytest.mark.parametrize("damage", ["missing", "extra", "shape", "nan"])
 def test_tensors_that_do_not_fit_are_refused(damage: str, tmp_path: Path) -> None:
     model, _ = wrapped("llama", "replora")
