@@ -55,7 +55,7 @@ def _keys(details: ErrorDetails, annotation: Annotation, data: object) -> Keys:
         if variants_of(annotation):
             annotation = section_model(annotation, data)
             continue
-        if isinstance(part, str) and part.startswith("("):
+        if isinstance(part, str) and part.startswith("(") and not _has(data, part):
             continue  # the tag of "one or several", `sweeps.config.Objectives`
         last_of_missing = details["type"] == "missing" and part == details["loc"][-1]
         if not last_of_missing and not _has(data, part):
