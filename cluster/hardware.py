@@ -13,7 +13,7 @@ from replora.errors import ConfigError
 from replora.load import load
 from replora.verbs import nearest
 
-__all__ = ["Figure", "Hardware", "list_profiles", "load_hardware", "profile_names"]
+__all__ = ["Figure", "Hardware", "list_profiles", "load_hardware", "profile_names", "this_machine_gib"]
 
 PROFILES = Path(__file__).parent / "profiles"
 _GIB = 2**30
@@ -67,7 +67,7 @@ class Hardware(Frozen):
     @property
     def host_gib(self) -> float:
         """Memory of the machine, in GiB."""
-        return _this_machine_gib() if self.host_memory_gib is None else self.host_memory_gib.value
+        return this_machine_gib() if self.host_memory_gib is None else self.host_memory_gib.value
 
     @property
     def place_gib(self) -> float:
@@ -107,7 +107,7 @@ def list_profiles() -> list[dict[str, Any]]:
     return [{"name": each.name, "summary": each.summary, "gpus": each.gpus} for each in profiles]
 
 
-def _this_machine_gib() -> float:
+def this_machine_gib() -> float:
     """Physical memory, or the limit of this control group where that is lower."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = Path("/sys/fs/cgroup/memory.max")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,11 @@ class Trainer(Protocol):
     @property
     def free(self) -> int:
         """Slots without a trial."""
+        ...
+
+    @property
+    def trials(self) -> tuple[str, ...]:
+        """Trials that are training."""
         ...
 
     def admit(self, task: TrialTask) -> str | None:
@@ -73,9 +79,10 @@ def run(  # noqa: PLR0913 - the contract of both backends (docs/architecture.md)
 def drive(director: Director, trainer: Trainer, beat: Callable[[], None]) -> None:
     """Steps one host until the director is done or a signal arrives."""
     last = time.monotonic()
+    alone: set[str] = set()
     with interruption() as signalled:
         while not (director.done or signalled):
-            _fill(director, trainer)
+            _fill(director, trainer, alone)
             for trial in director.handle_all(trainer.step()):
                 trainer.withdraw(trial)
             if time.monotonic() - last >= IDLE_S:
@@ -86,8 +93,14 @@ def drive(director: Director, trainer: Trainer, beat: Callable[[], None]) -> Non
     raise_for(signalled)
 
 
-def _fill(director: Director, trainer: Trainer) -> None:
-    while trainer.free and (task := director.ask()) is not None:
+def _fill(director: Director, trainer: Trainer, alone: set[str]) -> None:
+    """Starts trials while there is room; `alone` collects those that must have no neighbour."""
+    while trainer.free and not alone.intersection(trainer.trials):
+        full = len(trainer.trials) >= (director.limits.width or math.inf)
+        if full or (task := director.ask(empty=not trainer.trials)) is None:
+            return
+        if task.alone:
+            alone.add(task.fingerprint)
         data = trainer.admit(task)
         if data is not None:
             director.started(task.fingerprint, "in-process", data)

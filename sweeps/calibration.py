@@ -1,8 +1,8 @@
-"""Measured speed of packs on this machine: taken once for a kind of run, then remembered.
+"""Measured speed of packs on this machine, and what its memory allowed: found once, then remembered.
 
 A measurement costs a few seconds (a process per host that imports torch, loads the base and trains a
 few steps of each width); its result is kept in the cache folder, so only the first sweep of its kind
-on a machine pays for it.
+on a machine pays for it. Limits of memory that a sweep has run into are kept likewise.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from replora.folders import cache_folder
 from replora.train.key import pack_key
 from sweeps.config import SweepConfig
 from sweeps.resources import Layout, layout_of, slots_at_most, visible_gpus
+from sweeps.retries import Limits
 
-__all__ = ["calibrated_layout", "remembered_layout"]
+__all__ = ["calibrated_layout", "remember_limits", "remembered_layout", "remembered_limits"]
 
 _VERSION = 1
 #: Up to so many slots on a host a measurement would cost more than it can gain (choice).
@@ -41,7 +42,7 @@ class _Measurement:
 
 def remembered_layout(config: SweepConfig) -> Layout:
     """The layout by what is known now: earlier measurements, else the rule. Starts nothing."""
-    known = _read(_path(config))
+    known = _read(_path(config, "pack-rates"))
     return layout_of(config, known.rates if known else None)
 
 
@@ -54,15 +55,38 @@ def calibrated_layout(config: SweepConfig) -> Layout:
     Raises:
         ReploraError: What a measuring process met: the trials would meet it too.
     """
-    limit, path = slots_at_most(config), _path(config)
+    limit, path = slots_at_most(config), _path(config, "pack-rates")
     if config.resources.slots or config.resources.address or limit <= _TOO_FEW:
         return layout_of(config)
     known = _read(path)
     if known is None or known.limit < limit:
         known = _Measurement(limit, _measure(config.run, layout_of(config), limit))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(asdict(known)).encode())
+        _write(path, asdict(known))
     return layout_of(config, known.rates)
+
+
+def remembered_limits(config: SweepConfig) -> Limits | None:
+    """What memory allowed in earlier sweeps of this kind on this machine; None: they met no limit.
+
+    A number of slots that the configuration asks for is tried again.
+    """
+    try:
+        content = json.loads(_path(config, "pack-memory").read_bytes())
+        width = None if content["width"] is None else max(1, int(content["width"]))
+        sizes = {str(key): max(1, int(size)) for key, size in content["micro_batches"].items()}
+    except (OSError, ValueError, AttributeError, TypeError, KeyError):
+        return None  # nothing is remembered, or the file is damaged: memory will tell again
+    return Limits(None if config.resources.slots else width, sizes)
+
+
+def remember_limits(config: SweepConfig, limits: Limits) -> None:
+    """Keeps what memory allowed for later sweeps.
+
+    Raises:
+        MachineError: If the cache folder cannot be written.
+    """
+    if limits.width is not None or limits.micro_batches:
+        _write(_path(config, "pack-memory"), asdict(limits))
 
 
 def _measure(run: RunConfig, layout: Layout, limit: int) -> dict[int, float]:
@@ -131,11 +155,22 @@ def _read(path: Path) -> _Measurement | None:
         return None
 
 
-def _path(config: SweepConfig) -> Path:
+def _write(path: Path, content: object) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(content).encode())
+    except OSError as error:
+        raise MachineError(
+            f"{path.parent}: the cache folder cannot be written ({error.strerror}).\n"
+            "  Free some space, or set REPLORA_CACHE to a folder that can."
+        ) from error
+
+
+def _path(config: SweepConfig, kind: str) -> Path:
     layout = layout_of(config)
     about = [_VERSION, pack_key(config.run), layout.hosts, layout.threads, version("torch"), _processor()]
     digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
-    return cache_folder() / f"pack-rates-{digest}.json"
+    return cache_folder() / f"{kind}-{digest}.json"
 
 
 def _processor() -> str:

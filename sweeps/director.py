@@ -23,6 +23,7 @@ from sweeps.config import SweepConfig
 from sweeps.ledger import Entry, Ledger, Line, SweepView, TrialView
 from sweeps.objective import QUANTITIES, parameters_of, with_quantities
 from sweeps.pruner import make_pruner
+from sweeps.retries import Limits, Retries
 
 __all__ = ["Director", "TrialTask"]
 
@@ -38,6 +39,8 @@ class TrialTask:
         attempt: How often it was started, this time included; events of older attempts do not count.
         step: Optimizer steps of which the ledger knows: a later checkpoint, whose reports were lost with
             the process that wrote it, is not gone on from.
+        alone: No other trial may be on its host: it is suspected of ending hosts or spoiling packs.
+        micro_batch: Examples per forward pass, where memory allows fewer than configured.
     """
 
     fingerprint: str
@@ -45,6 +48,8 @@ class TrialTask:
     folder: Path
     attempt: int
     step: int = 0
+    alone: bool = False
+    micro_batch: int | None = None
 
 
 class Director:
@@ -60,10 +65,11 @@ class Director:
         self._config = config
         self._ledger = ledger
         self._folder = ledger.path.parent
-        self._failures: Counter[str] = Counter()
+        self._retries = Retries(config.max_failures, self.view.trials)
         self._started: dict[str, float] = {}
         self._halts: dict[str, str | None] = {}  # why a trial must stop; None: it waits for its population
         self._queue: deque[str] = deque()
+        self._suspects: deque[str] = deque()
         self._active: set[str] = set()
         self._attempts: Counter[str] = Counter()
         self._rebuild()
@@ -73,23 +79,38 @@ class Director:
     @property
     def done(self) -> bool:
         """Nothing runs and nothing is left to ask."""
-        return not (self._active or self._queue or self._agenda.left)
+        return not (self._active or self._queue or self._suspects or self._agenda.left)
 
-    def ask(self) -> TrialTask | None:
-        """The next trial to run, recorded as asked; None: nothing to start now (look at `done`)."""
+    @property
+    def limits(self) -> Limits:
+        """What memory was found to allow; no host may train more trials at once than its `width`."""
+        return self._retries.limits
+
+    def ask(self, *, empty: bool = True) -> TrialTask | None:
+        """The next trial to run, recorded as asked; None: nothing to start now (look at `done`).
+
+        Args:
+            empty: A host without any trial is there, so that one which must run alone can be asked for;
+                those come when nothing else is left.
+        """
         while not self._queue and self._agenda.left:
             entries = self._agenda.propose(running=bool(self._active))
             if not entries:
-                return None
+                break
             self._record(entries)
-        if not self._queue:
+        waiting = self._queue or (self._suspects if empty else None)
+        if not waiting:
             return None
-        trial = self._queue.popleft()
+        trial = waiting.popleft()
         self._active.add(trial)
         self._attempts[trial] += 1
-        view = self.view.trials[trial]
-        config = RunConfig.model_validate(view.config)
-        return TrialTask(trial, config, self._trial_folder(trial), self._attempts[trial], view.step)
+        return self._task(trial)
+
+    def _task(self, trial: str) -> TrialTask:
+        config = RunConfig.model_validate(self.view.trials[trial].config)
+        folder, step = self._trial_folder(trial), self.view.trials[trial].step
+        alone, micro_batch = self._retries.is_suspect(trial), self._retries.micro_batch(config)
+        return TrialTask(trial, config, folder, self._attempts[trial], step, alone, micro_batch)
 
     def started(self, trial: str, host: str, data: str = "") -> None:
         """Records that a host has given a slot to a trial that `ask` handed out.
@@ -169,25 +190,28 @@ class Director:
             fields = {"step": event.step, "path": self._relative(event.path)}
             return [Entry("checkpointed", trial, fields)]
         if isinstance(event, Failed):
-            return [self._failure(trial, event.step, event.kind, event.reason)]
+            return [self._failure(event)]
         event = self._completed(event)
         fault = self._fault(event)
         if isinstance(event, Finished):
-            return [self._failure(trial, event.step, *fault) if fault else self._finish(event)]
+            return [self._failure(fault) if fault else self._finish(event)]
         if self._reported(trial, event.step):
             return []  # a restarted trial repeats the steps since its checkpoint
         report = Entry("reported", trial, {"step": event.step, "metrics": dict(event.metrics)})
-        return [report, self._failure(trial, event.step, *fault)] if fault else [report]
+        return [report, self._failure(fault)] if fault else [report]
 
-    def _fault(self, event: Reported | Finished) -> tuple[str, str] | None:
-        """Kind and reason where an objective is missing or not a number."""
+    def _fault(self, event: Reported | Finished) -> Failed | None:
+        """The failure of a trial of which an objective is missing or not a number."""
         for metric in (objective.metric for objective in self.view.objectives):
             value = event.metrics.get(metric)
             if value is None:
                 names = ", ".join(sorted(event.metrics)) or "none"
-                return "error", f"step {event.step} has no metric {metric} (metrics: {names})"
+                reason = f"step {event.step} has no metric {metric} (metrics: {names})"
+                return Failed(event.trial, event.step, "error", reason)
             if not math.isfinite(value):
-                return "diverged", f"{metric} is {value} at step {event.step}"
+                return Failed(
+                    event.trial, event.step, "diverged", f"{metric} is {value} at step {event.step}"
+                )
         return None
 
     def _completed(self, event: Reported | Finished) -> Reported | Finished:
@@ -208,9 +232,8 @@ class Director:
         }
         return Entry("finished", event.trial, fields)
 
-    def _failure(self, trial: str, step: int, kind: str, reason: str) -> Entry:
-        final = kind == "diverged" or self._failures[trial] >= self._config.max_failures
-        return Entry("failed", trial, {"step": step, "kind": kind, "reason": reason, "final": final})
+    def _failure(self, event: Failed) -> Entry:
+        return Entry("failed", event.trial, self._retries.verdict(event))
 
     def _reported(self, trial: str, step: int) -> bool:
         reports = self.view.trials[trial].reports
@@ -244,15 +267,18 @@ class Director:
             event = line["event"]
             if event in ("asked", "continued") or (event == "failed" and not line["final"]):
                 self._active.discard(line["trial"])
-                self._queue.append(line["trial"])
+                self._wait(line["trial"])
             if event == "asked":
                 self._inherit(line["trial"])
         self._follow_up()
 
     def _follow_up(self) -> None:
         """Asks for what the end of everything so far decides."""
-        if not (self._active or self._queue):
+        if not (self._active or self._queue or self._suspects):
             self._record(self._agenda.follow_up())
+
+    def _wait(self, trial: str) -> None:
+        (self._suspects if self._retries.is_suspect(trial) else self._queue).append(trial)
 
     def _inherit(self, trial: str) -> None:
         """Gives a copy its parent's checkpoints, before the parent goes on and replaces them."""
@@ -276,11 +302,12 @@ class Director:
         self._attempts.update({name: trial.attempts for name, trial in self.view.trials.items()})
         self._active = {name for name, trial in self.view.trials.items() if not trial.ended}
         self._halt()
-        waiting = {name: trial for name, trial in self.view.trials.items() if not trial.ended}
-        for name in waiting:
-            self._inherit(name)
-        self._queue = deque(name for name, trial in waiting.items() if trial.state != "paused")
-        self._active = set()
+        self._active, self._queue = set(), deque()
+        for name, trial in self.view.trials.items():
+            if not trial.ended:
+                self._inherit(name)
+                if trial.state != "paused":
+                    self._wait(name)
         self._record(self._agenda.begin())
         self._follow_up()
 
@@ -292,8 +319,8 @@ class Director:
             self._started[trial] = line["time"]
         elif event == "reported":
             self._judge(self.view.trials[trial])
-        elif event == "failed" and not line["final"]:
-            self._failures[trial] += 1
+        elif event == "limited" or (event == "failed" and not line["final"]):
+            self._retries.take(line)
         elif event in ("finished", "pruned", "paused", "failed"):
             self._active.discard(trial)
             self._halts.pop(trial, None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,7 +11,7 @@ from replora.config import RunConfig
 from replora.errors import PlanError
 from replora.train.events import Event, Failed, FailureKind
 from replora.train.key import pack_key
-from replora.train.process import prepare_process
+from replora.train.process import is_out_of_memory, prepare_process, release_memory
 
 if TYPE_CHECKING:
     from replora.models.base import Backbone
@@ -42,6 +42,11 @@ class Assignment(Protocol):
     @property
     def step(self) -> int:
         """The latest step whose checkpoint it may go on from."""
+        ...
+
+    @property
+    def micro_batch(self) -> int | None:
+        """Examples per forward pass, where memory allows fewer than its configuration says."""
         ...
 
 
@@ -104,13 +109,18 @@ class Host:
             The hash of the data that it reads, or None when it could not start (out of memory, bad data,
             no free slot); the next `step` then says why.
         """
+        refused = False
         try:
             if self.free < 1:
                 raise PlanError(f"all {self._slots} slots of this host are taken by {', '.join(self.trials)}")
-            group = self._group_of(task.config)
+            group = self._group_of(task.config, task.micro_batch)
             group.pack.admit(task.fingerprint, task.config, task.folder, at_most=task.step)
         except Exception as error:  # noqa: BLE001 - becomes a Failed event
-            self._refused.append(_failed(task.fingerprint, 0, error))
+            failed = _failed(task.fingerprint, 0, error)
+            beside = len(self.trials) if failed.kind == "out-of-memory" else 0
+            self._refused.append(replace(failed, beside=beside))
+            refused = True
+        if refused:  # only now does the error no longer hold on to what it was about to load
             self._drop_idle_groups(keep=None)
             return None
         return self._bases[group.base][1].data_hash
@@ -137,24 +147,31 @@ class Host:
         ]
 
     def _step_group(self, key: Hashable, group: _Group) -> list[Event]:
-        running = group.pack.trials
         try:
             events = group.pack.step()
         except Exception as error:  # noqa: BLE001 - becomes Failed events
+            events = self._broken(group, error)
             del self._groups[key]
-            events = [_failed(trial, group.steps.get(trial, 0), error) for trial in running]
-            _release_memory(self._device)
+        if key not in self._groups:
+            release_memory()
         group.steps.update({event.trial: event.step for event in events})
         return events
 
-    def _group_of(self, config: RunConfig) -> _Group:
+    def _broken(self, group: _Group, error: Exception) -> list[Event]:
+        """All trials of a pack fail with it; memory is shared by every pack, other faults by this one."""
+        failed = [_failed(trial, group.steps.get(trial, 0), error) for trial in group.pack.trials]
+        shared = self.trials if failed[0].kind == "out-of-memory" else group.pack.trials
+        return [replace(each, beside=len(shared) - 1) for each in failed]
+
+    def _group_of(self, config: RunConfig, micro_batch: int | None) -> _Group:
         from replora.train.pack import Pack
 
-        key = pack_key(config)
+        key = (pack_key(config), micro_batch)
         if key not in self._groups:
             self._drop_idle_groups(keep=_base_key(config))
             backbone, task = self._base_of(config)
-            self._groups[key] = _Group(_base_key(config), Pack(config, backbone, task, self._slots))
+            pack = Pack(config, backbone, task, self._slots, micro_batch)
+            self._groups[key] = _Group(_base_key(config), pack)
         return self._groups[key]
 
     def _base_of(self, config: RunConfig) -> tuple[Backbone, Task]:
@@ -174,27 +191,13 @@ class Host:
         used = {group.base for group in self._groups.values()} | {keep}
         if keep is not None:
             self._bases = {key: base for key, base in self._bases.items() if key in used}
-        _release_memory(self._device)
+        release_memory()
 
 
 def _base_key(config: RunConfig) -> Hashable:
     return (config.backbone.model_dump_json(), config.task.model_dump_json(), config.train.precision)
 
 
-def _release_memory(device: str) -> None:
-    if device.startswith("cuda"):
-        import torch
-
-        torch.cuda.empty_cache()
-
-
 def _failed(trial: str, step: int, error: Exception) -> Failed:
-    return Failed(trial, step, _kind(error), f"{type(error).__name__}: {error}")
-
-
-def _kind(error: Exception) -> FailureKind:
-    import torch
-
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-        return "out-of-memory"
-    return "error"
+    kind: FailureKind = "out-of-memory" if is_out_of_memory(error) else "error"
+    return Failed(trial, step, kind, f"{type(error).__name__}: {error}")

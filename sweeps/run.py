@@ -10,7 +10,7 @@ from typing import Any
 
 from replora.config import ImageFolderTask
 from sweeps.best import Selection, select
-from sweeps.calibration import calibrated_layout
+from sweeps.calibration import calibrated_layout, remember_limits, remembered_limits
 from sweeps.check import check_sweep
 from sweeps.config import SweepConfig
 from sweeps.continuing import (
@@ -90,7 +90,14 @@ def run_sweep(config: SweepConfig, folder: Path) -> SweepResult:
             objectives=[asdict(objective) for objective in objectives],
             config=config.model_dump(mode="json"),
         )
+        _recall_limits(config, ledger)
         return _drive(config, ledger)
+
+
+def _recall_limits(config: SweepConfig, ledger: Ledger) -> None:
+    if known := remembered_limits(config):
+        reason = "memory did not allow more in an earlier sweep on this machine"
+        ledger.append("limited", width=known.width, micro_batches=known.micro_batches, reason=reason)
 
 
 def resume_sweep(folder: Path, *, accept_changes: bool = False) -> SweepResult:
@@ -143,6 +150,7 @@ def _drive(config: SweepConfig, ledger: Ledger) -> SweepResult:
     patience = RECORDER_INTERRUPTED_S
     try:
         _train(config, director, folder)
+        remember_limits(config, director.limits)
         director.close()
         result = _answer(folder, director.view)
         patience = RECORDER_S

@@ -25,7 +25,7 @@ from replora.tasks.base import Task
 from replora.tasks.load import load_task
 from replora.train.loop import pick_device
 from replora.train.pack import Pack
-from replora.train.process import prepare_process
+from replora.train.process import is_out_of_memory, prepare_process
 
 __all__ = ["pack_rates"]
 
@@ -34,9 +34,10 @@ _HOPELESS = 0.9  # once a width is this much slower than the best, wider ones ar
 
 
 def pack_rates(config: RunConfig, backbone: Backbone, task: Task, limit: int) -> dict[int, float]:
-    """Trial-steps per second of packs of 1, 2, 4, ... and `limit` slots, until widening clearly hurts.
+    """Trial-steps per second of packs of 1, 2, 4, ... and `limit` slots, until widening hurts or memory ends.
 
-    A trial-step is one optimizer step of one trial, without evaluation and checkpoints.
+    A trial-step is one optimizer step of one trial, without evaluation and checkpoints. A width that
+    memory does not allow has the rate 0.
     """
     endless = config.train.model_copy(update={"steps": 10**9, "eval_every": 10**9, "checkpoint_every": 10**9})
     rates: dict[int, float] = {}
@@ -44,11 +45,16 @@ def pack_rates(config: RunConfig, backbone: Backbone, task: Task, limit: int) ->
     with tempfile.TemporaryDirectory() as scratch:
         for width in widths:
             pack = Pack(config.model_copy(update={"train": endless}), backbone, task, width)
-            for seed in range(width):
-                run = config.model_copy(update={"train": endless, "seed": seed})
-                pack.admit(f"trial-{seed}", run, Path(scratch))
-            rates[width] = width * _steps_per_second(pack)
-            if rates[width] < _HOPELESS * max(rates.values()):
+            try:
+                for seed in range(width):
+                    run = config.model_copy(update={"train": endless, "seed": seed})
+                    pack.admit(f"trial-{seed}", run, Path(scratch))
+                rates[width] = width * _steps_per_second(pack)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                rates[width] = 0.0
+            if rates[width] <= _HOPELESS * max(rates.values()):
                 break
     return rates
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 __all__ = ["Checkpointed", "Event", "Failed", "Finished", "Reported"]
@@ -44,13 +44,17 @@ class Finished:
 
 @dataclass(frozen=True)
 class Failed:
-    """A trial ended without a result."""
+    """A trial ended without a result.
+
+    Attributes:
+        beside: Other trials that may have caused it: those of the same pack, host or memory.
+    """
 
     trial: str
     step: int
     kind: FailureKind
     reason: str
-    metrics: dict[str, float] = field(default_factory=dict)
+    beside: int = 0
 
 
 Event = Reported | Checkpointed | Finished | Failed

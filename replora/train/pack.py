@@ -55,10 +55,16 @@ class Pack:
         backbone: The frozen base; several packs may share it.
         task: The data and the loss.
         slots: Largest number of trials at once, K.
+        micro_batch: Examples of a trial per forward pass, a divisor of its batch; None: as configured.
+            Gradients are accumulated, so it changes memory, and results by no more than rounding (and
+            by the draw of dropout masks).
     """
 
-    def __init__(self, config: RunConfig, backbone: Backbone, task: Task, slots: int) -> None:
+    def __init__(
+        self, config: RunConfig, backbone: Backbone, task: Task, slots: int, micro_batch: int | None = None
+    ) -> None:
         self.slots = slots
+        self._micro_batch = micro_batch or config.train.micro_batch or config.train.batch
         self._key = pack_key(config)
         self._backbone, self._task = backbone, task
         self._train_split = task.split("train")
@@ -142,9 +148,8 @@ class Pack:
 
     def _backward(self) -> list[float]:
         """Gradients of the mean loss of each slot's batch; returns the losses."""
-        train = self._occupied[0].config.train
-        micro = train.micro_batch or train.batch
-        passes = train.batch // micro
+        micro = self._micro_batch
+        passes = self._occupied[0].config.train.batch // micro
         self._model.adaptation.prepare(self._leaves, [slot.config.method for slot in self._occupied])
         generators = [
             step_generator(slot.config.seed, slot.step, self._model.device) for slot in self._occupied

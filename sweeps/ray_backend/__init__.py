@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
+#: Share of a machine's memory for hosts; a host that wants more fails alone, before the kernel ends
+#: processes (choice: the rest is for the driver, Ray and the system).
+_FOR_HOSTS = 0.85
+
 
 def run(  # noqa: PLR0913 - the contract of both backends (docs/architecture.md)
     director: Director,
@@ -42,10 +46,12 @@ def run(  # noqa: PLR0913 - the contract of both backends (docs/architecture.md)
         MachineError: If the installed Ray is not one that this backend was tested with, the cluster has
             too few CPUs, or Ray itself cannot be started or reached.
     """
+    from cluster.hardware import this_machine_gib
     from sweeps.ray_backend.contract import HostPlan
     from sweeps.ray_backend.session import Session
 
     with Session(hosts=hosts, address=address) as session:
         from sweeps.ray_backend.drive import drive
 
-        drive(director, session, HostPlan(hosts, slots, threads, folder), on_idle)
+        memory_gib = None if address else _FOR_HOSTS * this_machine_gib() / hosts
+        drive(director, session, HostPlan(hosts, slots, threads, folder, memory_gib), on_idle)

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from replora.train.events import Event
 from sweeps.host import Assignment
+from sweeps.retries import Limits
 
 __all__ = ["Director", "HostFactory", "HostPlan", "Task", "Trainer"]
 
@@ -22,12 +23,14 @@ class HostPlan:
         slots: Trials that train at once on one host.
         threads: CPU threads of one host.
         folder: Of the sweep; every host must see it.
+        memory_gib: What a host on CPUs may allocate; null sets no limit.
     """
 
     hosts: int
     slots: int
     threads: int
     folder: Path
+    memory_gib: float | None = None
 
 
 class Task(Assignment, Protocol):
@@ -36,6 +39,11 @@ class Task(Assignment, Protocol):
     @property
     def attempt(self) -> int:
         """How often it was started, this time included."""
+        ...
+
+    @property
+    def alone(self) -> bool:
+        """Whether no other trial may be on its host."""
         ...
 
 
@@ -47,8 +55,13 @@ class Director(Protocol):
         """Nothing runs and nothing is left to ask."""
         ...
 
-    def ask(self) -> Task | None:
-        """The next trial to run, or None when there is nothing to start now."""
+    @property
+    def limits(self) -> Limits:
+        """What memory allows; no host may train more trials at once than its `width`."""
+        ...
+
+    def ask(self, *, empty: bool = True) -> Task | None:
+        """The next trial to run, or None: nothing to start now. `empty`: there is a host without trials."""
         ...
 
     def started(self, trial: str, host: str, data: str = "") -> None:

@@ -36,7 +36,7 @@ class DirectorSearch(SearchAlgorithm):
 
     def next_trial(self) -> Trial | None:
         """The next trial, or None when there is none to start now."""
-        if self._slots.vacant < 1 or (task := self._director.ask()) is None:
+        if self._slots.vacant < 1 or (task := self._director.ask(empty=self._slots.has_empty_host)) is None:
             return None
         self._slots.reserve()
         return Trial(

@@ -10,6 +10,7 @@ from typing import Any
 import ray
 
 from replora.errors import MachineError
+from replora.train.process import limit_memory
 from sweeps.ray_backend.contract import HostFactory, HostPlan, Trainer
 from sweeps.ray_backend.loop import Command, HostLoop, News
 from sweeps.ray_backend.session import Share
@@ -109,4 +110,6 @@ def _make_trainer(factory: HostFactory, plan: HostPlan, device: str) -> Trainer:
             f"the sweep's folder {plan.folder} does not exist on {socket.gethostname()}. Put the sweep on a "
             f"file system that every node of the cluster mounts at the same path."
         )
+    if plan.memory_gib is not None and device == "cpu":
+        limit_memory(plan.memory_gib)
     return factory(plan.slots, plan.threads, device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -72,7 +72,13 @@ class SlotActorManager:
     @property
     def vacant(self) -> int:
         """Slots that no running, waiting or reserved trial will take."""
-        return sum(host.slots for host in self._hosts) - self.num_total_actors - self._reserved
+        return sum(self._room(host) for host in self._hosts) - self.num_pending_actors - self._reserved
+
+    @property
+    def has_empty_host(self) -> bool:
+        """Whether a host without trials is left for one that must be alone."""
+        empty = sum(not self._on(host) for host in self._hosts)
+        return empty > self.num_pending_actors + self._reserved
 
     def reserve(self) -> None:
         """Keeps a slot for a trial that Tune has been given and will add."""
@@ -197,7 +203,7 @@ class SlotActorManager:
 
     def _start_pending(self) -> bool:
         started = False
-        while self._pending and (host := self._roomiest()) is not None:
+        while self._pending and (host := self._host_for(next(iter(self._pending.values())))) is not None:
             tracked = next(iter(self._pending))
             self._start(tracked, self._pending.pop(tracked), host)
             started = True
@@ -212,13 +218,20 @@ class SlotActorManager:
         if tracked._on_start is not None:
             tracked._on_start(tracked)  # Tune marks the trial as running and asks for its first report
 
-    def _roomiest(self) -> RemoteHost | None:
-        """The host with the most free slots; a dead one (it must start anew) only when no other has any."""
-        taken = {host.name: 0 for host in self._hosts}
-        for slot in self._live.values():
-            taken[slot.host.name] += 1
-        free = [host for host in self._hosts if taken[host.name] < host.slots]
-        return max(free, key=lambda host: (host.alive, host.slots - taken[host.name]), default=None)
+    def _host_for(self, task: Task) -> RemoteHost | None:
+        """The host with the most room; a dead one (it must start anew) only when no other has any."""
+        free = [host for host in self._hosts if self._room(host) and not (task.alone and self._on(host))]
+        return max(free, key=lambda host: (host.alive, self._room(host)), default=None)
+
+    def _room(self, host: RemoteHost) -> int:
+        """Trials that a host can take: by its slots, by what memory allows, and beside those it has."""
+        taken, width = self._on(host), self._director.limits.width
+        if any(task.alone for task in taken):
+            return 0
+        return max(0, min(host.slots, width or host.slots) - len(taken))
+
+    def _on(self, host: RemoteHost) -> list[Task]:
+        return [slot.task for slot in self._live.values() if slot.host is host]
 
     # -- events ---------------------------------------------------------------------------------------
 
@@ -239,18 +252,23 @@ class SlotActorManager:
         except MachineError as error:  # the machine is not fit for the sweep: no trial could do better
             raise MachineError(str(getattr(error, "cause", error))) from None
         except RayError as error:
-            news = self._lose(host, error)
+            news = self._lose(host, _cause(error))
+        if any(isinstance(event, Failed) and event.kind == "out-of-memory" for _, event in news):
+            ended = {event.trial for _, event in news if isinstance(event, Finished | Failed)}
+            news += self._lose(host, "its memory was used up, and only a fresh process has all of it", ended)
         events, stops = self._record(host, news)
         for slot, event in events:
             self._todo.append(partial(self._tell, slot, event, event.trial in stops))
 
-    def _lose(self, host: RemoteHost, error: RayError) -> News:
-        """A host died: each of its trials is lost, and nothing else."""
+    def _lose(self, host: RemoteHost, cause: str, ended: Collection[str] = ()) -> News:
+        """A host ends: each of its trials is lost but those that have ended, and nothing else."""
         host.kill()
-        lost = [slot for slot in self._running.values() if slot.host is host]
-        reason = f"{host.name} ended with {len(lost)} trials: {_cause(error)}"
+        running = [slot for slot in self._running.values() if slot.host is host]
+        lost = [slot for slot in running if slot.task.fingerprint not in ended]
+        reason = f"{host.name} ended with {len(lost)} trials: {cause}"
         return [
-            (slot.task.attempt, Failed(slot.task.fingerprint, slot.step, "lost", reason)) for slot in lost
+            (slot.task.attempt, Failed(slot.task.fingerprint, slot.step, "lost", reason, len(lost) - 1))
+            for slot in lost
         ]
 
     def _record(self, host: RemoteHost, news: News) -> tuple[list[tuple[_Slot, Event]], set[str]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from replora.config import RunConfig
 from replora.train.events import Checkpointed, Event, Failed, Finished, Reported
 from sweeps.ray_backend.contract import Task
+from sweeps.retries import Limits
 
 REPORT_EVERY = 5
 
@@ -24,6 +25,8 @@ class ScriptedTask:
     folder: Path
     attempt: int
     step: int = 10**9  # any checkpoint will do
+    alone: bool = False
+    micro_batch: int | None = None
 
 
 class ScriptedDirector:
@@ -48,7 +51,11 @@ class ScriptedDirector:
     def done(self) -> bool:
         return not (self.queue or self.active)
 
-    def ask(self) -> ScriptedTask | None:
+    @property
+    def limits(self) -> Limits:
+        return Limits(None, {})
+
+    def ask(self, *, empty: bool = True) -> ScriptedTask | None:
         if not self.queue:
             return None
         name = self.queue.popleft()

@@ -93,7 +93,15 @@ class SimulatedHost:
     def free(self) -> int:
         return self.slots - len(self._running)
 
-    def admit(self, task: TrialTask) -> str | None:
+    @property
+    def busy(self) -> bool:
+        return bool(self._running)
+
+    @property
+    def trials(self) -> tuple[str, ...]:
+        return tuple(self._running)
+
+    def admit(self, task: Any) -> str | None:
         step = self._saved.get(task.fingerprint, 0)
         self.admitted.append((task.fingerprint, step))
         self._running[task.fingerprint] = (task, step)

@@ -7,11 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from replora.errors import ReploraError
+from replora.errors import MachineError, ReploraError
+from replora.models.load import load_backbone
+from replora.tasks.load import load_task
+from replora.train.calibrate import pack_rates
+from replora.train.events import Event
+from replora.train.pack import Pack
 from sweeps import calibration
-from sweeps.calibration import calibrated_layout, remembered_layout
+from sweeps.calibration import calibrated_layout, remember_limits, remembered_layout, remembered_limits
 from sweeps.config import SweepConfig
 from sweeps.resources import Layout, layout_of
+from sweeps.retries import Limits
 
 
 def sweep(trials: int = 24, **changes: object) -> SweepConfig:
@@ -91,3 +97,57 @@ def test_nothing_is_measured_where_it_would_not_count(
 ) -> None:
     monkeypatch.setattr(calibration, "_measure", lambda *_: pytest.fail("measured"))
     calibrated_layout(sweep(resources=resources))
+
+
+# --- what memory allowed ----------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_limits_of_memory_are_remembered() -> None:
+    limits = Limits(3, {"0123": 4})
+    assert remembered_limits(sweep()) is None
+    remember_limits(sweep(), limits)
+    assert remembered_limits(sweep()) == limits
+    assert remembered_limits(sweep(run={"train": {"batch": 8}})) is None
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_slots_that_are_asked_for_are_tried_again() -> None:
+    remember_limits(sweep(), Limits(3, {"0123": 4}))
+    assert remembered_limits(sweep(resources={"slots": 8})) == Limits(None, {"0123": 4})
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"width": "x", "micro_batches": {}}', b"\xff"])
+def test_a_damaged_memory_of_limits_counts_as_none(own_cache: Path, content: bytes) -> None:
+    remember_limits(sweep(), Limits(3, {}))
+    next(own_cache.glob("pack-memory-*.json")).write_bytes(content)
+    assert remembered_limits(sweep()) is None
+
+
+def test_a_sweep_without_limits_leaves_no_memory_of_them(own_cache: Path) -> None:
+    remember_limits(sweep(), Limits(None, {}))
+    assert list(own_cache.iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("REPLORA_CACHE", str(tmp_path / "file"))
+    with pytest.raises(MachineError, match=r"file: the cache folder cannot be written .*"):
+        remember_limits(sweep(), Limits(3, {}))
+
+
+def test_widths_that_memory_does_not_allow_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Pack.step
+
+    def step(pack: Pack) -> list[Event]:
+        if len(pack.trials) > 2:
+            raise MemoryError("scripted")
+        return original(pack)
+
+    monkeypatch.setattr(Pack, "step", step)
+    config = sweep(run={"backbone": {"weights": "random"}, "train": {"batch": 4}}).run
+    backbone = load_backbone(config.backbone, precision="fp32", device="cpu")
+    rates = pack_rates(config, backbone, load_task(config.task, precision="fp32", device="cpu"), 8)
+    assert list(rates) == [1, 2, 4]
+    assert rates[4] == 0.0
+    assert layout_of(sweep(), rates).slots <= 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from replora.config import BackboneConfig, LoraMethod, OptimConfig, RunConfig, TrainConfig
 from replora.errors import PlanError
+from replora.methods.folder import load_adapter
 from replora.train.events import Checkpointed, Event, Failed, Finished, Reported
 from replora.train.pack import Pack
 from sweeps.host import Host
@@ -174,6 +176,45 @@ def test_running_out_of_memory_is_told_as_such(
     [failure] = run_out(host)
     assert isinstance(failure, Failed)
     assert failure.kind == "out-of-memory"
+
+
+def test_a_fault_of_a_pack_may_be_any_of_its_trials_and_memory_is_shared_by_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for error, beside in ((ValueError("scripted"), 1), (MemoryError("scripted"), 2)):
+        with monkeypatch.context() as patch:
+            Breaks(patch, "step", error, batch=2)
+            host = Host(3, 1)
+            for name, run in (("a", RUN), ("b", OTHER_BATCH), ("c", OTHER_BATCH)):
+                host.admit(task(tmp_path / str(beside), name, run))
+            failures = [event for event in host.step() if isinstance(event, Failed)]
+        assert {(event.trial, event.beside) for event in failures} == {("b", beside), ("c", beside)}
+
+
+def test_memory_that_is_used_up_at_admission_is_shared_with_who_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = Host(2, 1)
+    host.admit(task(tmp_path, "a"))
+    Breaks(monkeypatch, "admit", MemoryError("scripted"), batch=2)
+    host.admit(task(tmp_path, "b", OTHER_BATCH))
+    [failure] = [event for event in host.step() if isinstance(event, Failed)]
+    assert (failure.trial, failure.kind, failure.beside) == ("b", "out-of-memory", 1)
+
+
+def test_a_lowered_micro_batch_gives_the_same_trial(tmp_path: Path) -> None:
+    fp64 = RUN.model_copy(update={"train": RUN.train.model_copy(update={"precision": "fp64"})})
+    losses: dict[int | None, list[float]] = {}
+    for micro_batch in (None, 2, 1):
+        host = Host(1, 1)
+        host.admit(replace(task(tmp_path / str(micro_batch), "t", fp64), micro_batch=micro_batch))
+        events = run_out(host)
+        assert ended(events, Finished) == {"t"}
+        losses[micro_batch] = [e.metrics["val_loss"] for e in events if isinstance(e, Reported)]
+        saved = load_adapter(tmp_path / str(micro_batch) / "t" / "adapter")
+        assert saved.config == fp64
+    assert losses[2] == pytest.approx(losses[None], rel=1e-12)
+    assert losses[1] == pytest.approx(losses[None], rel=1e-12)
 
 
 def test_a_failure_names_the_last_step_that_was_heard_of(
