@@ -7,7 +7,7 @@ earlier one. So the agenda too is a fold over the ledger.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from replora.config import RunConfig
@@ -35,13 +35,11 @@ class Agenda:
     Args:
         config: The sweep.
         view: What its ledger says; the director keeps it up to date.
-        clock: Gives unix seconds.
     """
 
-    def __init__(self, config: SweepConfig, view: SweepView, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, config: SweepConfig, view: SweepView) -> None:
         self._config = config
         self._view = view
-        self._clock = clock
         self._proposals = Proposals(make_searcher(config, view.objectives), view.objectives, view.trials)
         self._budget = Budget(config, view)
         pbt = config.search.name == "pbt"
@@ -91,7 +89,7 @@ class Agenda:
             running: Trials that may end early and so give back a part of the budget. Then nothing is asked
                 for now where a budget would be exceeded.
         """
-        reason = self._budget.spent(self._clock(), len(self._config.seeds) + self._kept_back())
+        reason = self._budget.spent(time.time(), len(self._config.seeds) + self._kept_back())
         if reason:
             return [] if running else [Entry("spent", None, {"stage": "search", "reason": reason})]
         number, point = self._proposals.ask()
@@ -137,7 +135,7 @@ class Agenda:
             for trial, run in _fresh(group, seeds).items():
                 if trial in self._view.trials:
                     continue
-                if reason := self._budget.spent(self._clock(), len(entries) + 1):
+                if reason := self._budget.spent(time.time(), len(entries) + 1):
                     return [*entries, Entry("spent", None, {"stage": "confirm", "reason": reason})]
                 number = len(self._view.trials) + len(entries)
                 entries += self._asked(

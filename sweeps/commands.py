@@ -146,16 +146,24 @@ def _configure_best(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="write the answer there (default: DIR/best.yaml)"
     )
+    parser.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="METRIC<=NUMBER",
+        help="with several objectives: the best in the first one within this limit, instead of the knee",
+    )
 
 
 def _best(options: argparse.Namespace) -> Answer:
     from replora.errors import RunFailedError
     from sweeps.best import select
+    from sweeps.chosen import parse_limit, within
     from sweeps.handover import BEST_NAME, best_document, write_best
     from sweeps.ledger import read_ledger
 
     views = [read_ledger(folder) for folder in options.dirs]
-    selection = select(views)
+    selection = within(select(views), [parse_limit(text) for text in options.where])
     if selection.best is None:
         raise RunFailedError(
             f"no configuration of {', '.join(map(str, options.dirs))} was trained to its end yet."
@@ -171,7 +179,8 @@ def _best(options: argparse.Namespace) -> Answer:
 def _best_text(document: dict[str, Any], path: Path | None) -> str:
     import yaml
 
-    shown = {name: document[name] for name in ("run", "objective", "not_distinguishable_count", "compared")}
+    names = ("run", "objective", "chosen", "front", "not_distinguishable_count", "compared")
+    shown = {name: document[name] for name in names if name in document}
     tail = f"Written: {path}" if path else "Give --out FILE to write it for `replora train`."
     return f"{yaml.safe_dump(shown, sort_keys=False)}{tail}"
 
@@ -193,9 +202,30 @@ def _sync(options: argparse.Namespace) -> Answer:
     return Answer(asdict(found), "\n".join([text, *found.refused]), status=1 if found.refused else 0)
 
 
+def _configure_study(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dir", type=Path, metavar="DIR", help="folder of the sweep, finished or not")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="Optuna's journal file (default: DIR/study.log)"
+    )
+
+
+def _export_study(options: argparse.Namespace) -> Answer:
+    import shlex
+
+    from sweeps.config import SearchConfig
+    from sweeps.search import STUDY_NAME, check_installed, write_study
+
+    check_installed(SearchConfig(name="optuna", trials=1))
+    path: Path = options.out or options.dir / STUDY_NAME
+    count = write_study(options.dir, path)
+    text = f"{count} trials are in {path}. Look at them: optuna-dashboard {shlex.quote(str(path))}"
+    return Answer({"study": str(path), "trials": count}, text)
+
+
 VERBS: tuple[Verb, ...] = (
     Verb("sweep", "run a sweep", _configure_sweep, _sweep, spends=True),
     Verb("resume", "go on with a sweep that was cut off", _configure_resume, _resume, spends=True),
     Verb("best", "the best configuration of one or several sweeps", _configure_best, _best),
+    Verb("export-study", "a sweep as an Optuna study, for optuna-dashboard", _configure_study, _export_study),
     Verb("sync", "replay a sweep's ledger into MLflow", _configure_sync, _sync),
 )

@@ -17,6 +17,7 @@ import yaml
 from replora.atomic import write_atomically
 from sweeps.best import Contender, Selection
 from sweeps.ledger import LEDGER_NAME, SweepView, TrialView
+from sweeps.lineage import lineage
 
 __all__ = ["BEST_NAME", "best_document", "sweep_document", "trial_row", "write_best", "write_yaml"]
 
@@ -50,6 +51,7 @@ def best_document(
             "split": "validation",
             "note": selection.note,
         },
+        **_front(selection),
         "not_distinguishable": [_rival(item) for item in rivals[:MAX_RIVALS]],
         "not_distinguishable_count": len(rivals),
         "compared": len(selection.contenders),
@@ -58,6 +60,7 @@ def best_document(
             "name": view.name,
             "ledgers": [_ledger(folder, each.size) for folder, each in zip(folders, views, strict=True)],
             "trials": [trial.fingerprint for trial in best.trials],
+            **_lineage(view, best),
             "versions": dict(view.versions),
             "git": view.git,
             "data": view.data,
@@ -77,6 +80,8 @@ def sweep_document(folder: Path, view: SweepView, best: dict[str, Any] | None) -
         "direction": view.direction,
         "trials": [trial_row(trial) for trial in view.trials.values()],
         "skipped": view.skipped,
+        "spent": view.spent,
+        "warm_start": view.warm,
         "best": best,
     }
 
@@ -102,6 +107,34 @@ def _seed(view: SweepView, best: Contender) -> int:
     """The seed of the final run: the search's first, so that the run is one that the sweep has seen."""
     seeds: list[int] = view.config.get("seeds") or [best.trials[0].seed]
     return seeds[0]
+
+
+def _front(selection: Selection) -> dict[str, Any]:
+    """The Pareto front, where there are several objectives."""
+    if not selection.front or selection.best is None:
+        return {}
+    names = [objective.metric for objective in selection.objectives]
+    return {
+        "objectives": [asdict(objective) for objective in selection.objectives],
+        "chosen": selection.best.words,
+        "front": [
+            {
+                "sweep": item.sweep,
+                "point": dict(item.group.point),
+                "values": dict(zip(names, item.objectives, strict=True)),
+                "chosen": item is selection.best,
+            }
+            for item in selection.front
+        ],
+    }
+
+
+def _lineage(view: SweepView, best: Contender) -> dict[str, Any]:
+    """Whose checkpoints the best one of a population went on from; `run.optim.phases` replays its rates."""
+    line = lineage(view.trials, (best.group.search or best.trials)[0])
+    if len(line) == 1:
+        return {}
+    return {"lineage": [{"trial": trial.fingerprint, "from_step": trial.parent_step} for trial in line]}
 
 
 def _measured(item: Contender) -> dict[str, Any]:

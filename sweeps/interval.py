@@ -46,11 +46,19 @@ class Difference:
         return self.mean - half, self.mean + half
 
 
-def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
-    """Student's t interval of the mean of at least two values."""
-    half = _quantile(level, len(values) - 1) * stdev(values) / math.sqrt(len(values))
+def t_interval(values: Sequence[float], level: float = LEVEL, looks: int = 1) -> Interval:
+    """Student's t interval of the mean of at least two values.
+
+    Args:
+        values: One for each seed.
+        level: Its confidence.
+        looks: How often somebody looked whether to go on; the interval then holds at all looks at once
+            (Bonferroni), so it holds at the one where the looking ended.
+    """
+    half = _quantile(1 - (1 - level) / looks, len(values) - 1) * stdev(values) / math.sqrt(len(values))
     mean = fmean(values)
-    return Interval(mean - half, mean + half, level, f"Student's t over {len(values)} seeds")
+    basis = f"Student's t over {len(values)} seeds" + (f", widened for {looks} looks" if looks > 1 else "")
+    return Interval(mean - half, mean + half, level, basis)
 
 
 def wilson(fraction: float, examples: int, level: float = LEVEL) -> Interval:

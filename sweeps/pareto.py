@@ -31,10 +31,12 @@ def non_dominated(values: Sequence[Values], objectives: Sequence[Objective]) -> 
     are on the front.
     """
     signed = [tuple(o.better(v) for o, v in zip(objectives, point, strict=True)) for point in values]
-    front = [
-        index for index, point in enumerate(signed) if not any(_dominates(other, point) for other in signed)
-    ]
-    return sorted(front, key=lambda index: tuple(-value for value in signed[index]))
+    front: list[int] = []
+    # In this order a point can only be dominated by one that came before it, and so by one of the front.
+    for index in sorted(range(len(signed)), key=lambda index: tuple(-value for value in signed[index])):
+        if not any(_dominates(signed[other], signed[index]) for other in front):
+            front.append(index)
+    return front
 
 
 def _dominates(one: Values, other: Values) -> bool:

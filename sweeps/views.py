@@ -79,7 +79,7 @@ class SweepView:
         data_open: Other data would be accepted, since a person has accepted changes.
         skipped: Proposals that became no trial, being invalid or known already.
         objectives: All of them; `metric` and `direction` are those of the first.
-        spent: Which budget is used up, in words; empty while the sweep may ask.
+        spent: Which budget is used up, in words, by the stage (`search`, `confirm`) that it has ended.
         warm: What each earlier sweep gave the searcher: `name`, `folder`, `told` and `left_out` (counts).
         worked: Seconds of earlier processes; `since` is the start of this one's, in unix seconds.
     """
@@ -100,7 +100,7 @@ class SweepView:
     data_open: bool = False
     skipped: int = 0
     objectives: tuple[Objective, ...] = ()
-    spent: str = ""
+    spent: dict[str, str] = field(default_factory=dict)
     warm: list[dict[str, Any]] = field(default_factory=list)
     worked: float = 0.0
     since: float = 0.0
@@ -133,7 +133,7 @@ def _began(view: SweepView, line: Line, last: float) -> None:
 
 def _resumed(view: SweepView, line: Line, last: float) -> None:
     view.worked, view.since = view.worked + last - view.since, line["time"]
-    view.versions, view.closed, view.spent = line["versions"], None, ""
+    view.versions, view.closed, view.spent = line["versions"], None, {}
     view.data_open = view.data_open or bool(line["accepted"])
     view.config = line.get("config", view.config)
 
@@ -147,7 +147,7 @@ def _skipped(view: SweepView, line: Line, last: float) -> None:
 
 
 def _spent(view: SweepView, line: Line, last: float) -> None:
-    view.spent = line["reason"]
+    view.spent[line["stage"]] = line["reason"]
 
 
 def _warmed(view: SweepView, line: Line, last: float) -> None:

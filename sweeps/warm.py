@@ -57,8 +57,9 @@ def read_earlier(config: SweepConfig, folder: Path) -> Earlier:
     view, space, objectives = read_ledger(folder), Space(config), objectives_of(config)
     found, reasons = Earlier(str(folder), view.name, view.data), Counter[str]()
     for group in groups_of(view):
-        trials = [trial for trial in group.search + group.confirm if trial.state == "finished"]
-        point, reason = _fitting(config, space, group) if trials else (None, "not trained to the end")
+        trials = [trial for trial in group.search + group.confirm if trial.ended]
+        whole = bool(trials) and all(trial.state == "finished" for trial in trials)
+        point, reason = _fitting(config, space, group) if whole else (None, "not trained to the end")
         values = _means(trials, objectives) if point is not None else None
         if point is not None and values is not None:
             found.told.append({"point": point, "values": values})

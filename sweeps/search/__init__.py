@@ -4,8 +4,10 @@ from sweeps.search.make import make_searcher
 from sweeps.search.optuna_search import OptunaSearch
 from sweeps.search.samplers import check_installed, sampler_faults
 from sweeps.search.searcher import GridSearch, Learner, Outcome, RandomSearch, Searcher
+from sweeps.search.study_file import STUDY_NAME, write_study
 
 __all__ = [
+    "STUDY_NAME",
     "GridSearch",
     "Learner",
     "OptunaSearch",
@@ -15,4 +17,5 @@ __all__ = [
     "check_installed",
     "make_searcher",
     "sampler_faults",
+    "write_study",
 ]

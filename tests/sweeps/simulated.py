@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +14,7 @@ from replora.train.events import Checkpointed, Event, Failed, Finished, Reported
 from sweeps.config import SweepConfig
 from sweeps.continuing import sweep_fingerprint
 from sweeps.director import Director, TrialTask
-from sweeps.ledger import Ledger
+from sweeps.ledger import LEDGER_NAME, Ledger, SweepView, read_ledger, read_lines
 from sweeps.objective import objectives_of
 
 EVERY = 50
@@ -142,3 +143,46 @@ def run(folder: Path, config: SweepConfig, host: SimulatedHost | None = None) ->
         director = Director(config, ledger)
         drive(director, host or SimulatedHost(3), lambda: None)
         return director
+
+
+def checkpoints(folder: Path) -> dict[str, int]:
+    """Steps of the newest checkpoints that the ledger knows."""
+    return {line["trial"]: line["step"] for line in read_lines(folder) if line["event"] == "checkpointed"}
+
+
+def outcomes(view: SweepView) -> list[tuple[Any, ...]]:
+    """What a sweep came to, trial by trial."""
+    return [
+        (t.number, t.stage, t.seed, t.state, t.point, t.objective, t.parent) for t in view.trials.values()
+    ]
+
+
+def cut_and_compare(
+    folder: Path,
+    config: SweepConfig,
+    make_host: Callable[[Mapping[str, int]], SimulatedHost] = lambda saved: SimulatedHost(1, saved=saved),
+    *,
+    every: int = 1,
+) -> SweepView:
+    """The undisturbed sweep, after it was compared with sweeps that were cut and gone on with.
+
+    Args:
+        folder: An empty one.
+        config: The sweep.
+        make_host: Makes a host that has the given checkpoints.
+        every: Cuts after each so many lines, whole and in the middle of a line by turns.
+    """
+    view = run(folder / "whole", config, make_host({})).view
+    expected = outcomes(view)
+    lines = (folder / "whole" / LEDGER_NAME).read_bytes().splitlines(keepends=True)
+    for count in range(1, len(lines), every):
+        cut = folder / "cut"
+        shutil.rmtree(cut, ignore_errors=True)
+        cut.mkdir()
+        torn = lines[count][: len(lines[count]) // 2] if count // every % 2 else b""
+        (cut / LEDGER_NAME).write_bytes(b"".join(lines[:count]) + torn)
+        ended = {name for name, t in read_ledger(cut).trials.items() if t.ended}
+        host = make_host(checkpoints(cut))
+        assert outcomes(run(cut, config, host).view) == expected, f"cut after line {count}"
+        assert not ended & {name for name, _ in host.admitted}, f"cut after line {count}"
+    return view

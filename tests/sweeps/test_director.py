@@ -14,8 +14,8 @@ from replora.train.events import Checkpointed, Failed, Finished, Reported
 from sweeps.config import SweepConfig
 from sweeps.director import Director, TrialTask
 from sweeps.groups import groups_of
-from sweeps.ledger import LEDGER_NAME, SweepView, TrialView, read_ledger, read_lines
-from tests.sweeps.simulated import SimulatedHost, begin, grid, run, score, sweep
+from sweeps.ledger import LEDGER_NAME, TrialView, read_ledger, read_lines
+from tests.sweeps.simulated import SimulatedHost, begin, cut_and_compare, grid, run, score, sweep
 
 
 @contextmanager
@@ -51,10 +51,6 @@ def trial(director: Director, task: TrialTask) -> TrialView:
 
 def events(folder: Path) -> list[str]:
     return [line["event"] for line in read_lines(folder)]
-
-
-def outcomes(view: SweepView) -> list[tuple[Any, ...]]:
-    return [(t.number, t.stage, t.seed, t.state, t.point, t.objective) for t in view.trials.values()]
 
 
 # --- a sweep from start to end ----------------------------------------------------------------------
@@ -287,10 +283,6 @@ def test_a_draw_that_is_no_valid_run_counts_as_failed(tmp_path: Path) -> None:
 # --- after a crash ----------------------------------------------------------------------------------
 
 
-def checkpoints(folder: Path) -> dict[str, int]:
-    return {line["trial"]: line["step"] for line in read_lines(folder) if line["event"] == "checkpointed"}
-
-
 CRASHES = {
     "optuna-asha-confirm": sweep(search={"name": "optuna", "trials": 8}, confirm={"top": 1, "seeds": (1, 2)}),
     "random-seeds-duplicates": grid(space=FEW, search={"name": "random", "trials": 6}, seeds=(0, 1)),
@@ -302,21 +294,8 @@ CRASHES = {
 def test_a_sweep_cut_at_any_line_ends_as_if_it_had_never_been_cut(
     tmp_path: Path, config: SweepConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "os.fsync", lambda handle: None
-    )  # hundreds of sweeps; test_ledger.py looks at flushing
-    expected = outcomes(run(tmp_path / "whole", config, SimulatedHost(1)).view)
-    lines = (tmp_path / "whole" / LEDGER_NAME).read_bytes().splitlines(keepends=True)
-    folder = tmp_path / "cut"
-    folder.mkdir()
-    for count in range(1, len(lines)):
-        torn = lines[count][: len(lines[count]) // 2] if count % 2 else b""
-        (folder / LEDGER_NAME).write_bytes(b"".join(lines[:count]) + torn)
-        ended = {name for name, t in read_ledger(folder).trials.items() if t.ended}
-        host = SimulatedHost(1, saved=checkpoints(folder))
-        view = run(folder, config, host).view
-        assert outcomes(view) == expected, f"cut after line {count}"
-        assert not ended & {name for name, _ in host.admitted}, f"cut after line {count}"
+    monkeypatch.setattr("os.fsync", lambda handle: None)  # hundreds of sweeps; test_ledger.py looks at it
+    cut_and_compare(tmp_path, config)
 
 
 def test_trials_that_ran_go_on_from_their_checkpoints_before_new_ones_start(tmp_path: Path) -> None:
