@@ -35,7 +35,8 @@ def several(**changes: Any) -> SweepConfig:
 
 
 def by_rank(config: Any, step: int) -> float:
-    return {1: 0.6, 2: 0.8, 4: 0.88, 8: 0.9, 16: 0.85}[config.method.rank] + 0.001 * config.seed
+    values = {1: 0.6, 2: 0.8, 4: 0.88, 8: 0.9, 16: 0.85}
+    return values[int(config.method.rank)] + 0.001 * int(config.seed)
 
 
 def test_the_front_is_what_no_other_point_dominates() -> None:
