@@ -10,7 +10,7 @@ from cluster.hardware import load_hardware
 from cluster.memory import GIB, Offload, trained_parameters
 from cluster.planner import Candidate, Pins, Plan, count, plan
 from replora.commands.showing import add_run_arguments, run_of
-from replora.config import RunConfig, TrainConfig
+from replora.config import EngineConfig, RunConfig
 from replora.errors import ConfigError
 from replora.verbs import Answer, Verb, table
 
@@ -95,10 +95,10 @@ def plan_text(config: RunConfig, found: Plan) -> str:
 
 
 def not_offered(candidate: Candidate) -> list[str]:
-    """What a setting needs and no field of a run's training can ask for."""
+    """What a setting needs and no field of a run's engine can ask for."""
     needs = {"recompute": candidate.setting.recompute, "zero": candidate.setting.stage > 0}
     words = {"recompute": "recomputed activations", "zero": "ZeRO"}
-    offered = TrainConfig.model_fields
+    offered = EngineConfig.model_fields
     return [words[name] for name, needed in needs.items() if needed and not any(name in f for f in offered)]
 
 

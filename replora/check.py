@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from replora.config import AdapterMethod, GeneratedMethod, LowRankMethod, MethodConfig, RunConfig
+from replora.config import (
+    AdapterMethod,
+    FullMethod,
+    GeneratedMethod,
+    LowRankMethod,
+    MethodConfig,
+    RunConfig,
+)
 from replora.faults import Fault, config_error
 from replora.models import BACKBONES
 from replora.models.shapes import shapes_of
 from replora.parameters import TargetLike
 from replora.verbs import nearest
 
-__all__ = ["check_fits", "method_faults", "misfits", "run_faults"]
+__all__ = ["check_fits", "engine_faults", "method_faults", "misfits", "run_faults"]
 
 
 def check_fits(config: RunConfig, targets: Sequence[TargetLike]) -> None:
@@ -22,9 +29,10 @@ def check_fits(config: RunConfig, targets: Sequence[TargetLike]) -> None:
         targets: Every target of the backbone.
 
     Raises:
-        ConfigError: Listing all unknown or repeated targets and ranks above a layer's width.
+        ConfigError: Listing all unknown or repeated targets, ranks above a layer's width, and what
+            `engine` cannot do for this run.
     """
-    faults = list(misfits(config, targets))
+    faults = [*misfits(config, targets), *engine_faults(config)]
     if faults:
         raise config_error(faults, {}, f"the run on {config.backbone.name}")
 
@@ -41,7 +49,35 @@ def run_faults(config: RunConfig) -> list[Fault]:
             Fault(("backbone", "name"), text, f"{nearest(name, BACKBONES)}Names: {', '.join(BACKBONES)}.")
         ]
     shape = shapes_of(name)
-    return [] if shape is None else list(misfits(config, shape.targets))
+    return [*engine_faults(config), *(misfits(config, shape.targets) if shape else ())]
+
+
+def engine_faults(config: RunConfig) -> Iterator[Fault]:
+    """What the section `engine` asks for and this run cannot have."""
+    engine, train = config.engine, config.train
+    micro = train.micro_batch or train.batch
+    if train.batch % (micro * engine.ranks):
+        text = (
+            f"engine.ranks times train.micro_batch must divide train.batch, but got {engine.ranks} times "
+            f"{micro} and {train.batch}."
+        )
+        fitting = next((m for m in range(micro, 0, -1) if train.batch % (m * engine.ranks) == 0), None)
+        hint = f"Set train.micro_batch to {fitting}." if fitting else "Lower engine.ranks."
+        yield Fault(("engine", "ranks"), text, hint)
+    if engine.zero and train.precision == "fp64":
+        text = "engine.zero must be 0 where train.precision is fp64: DeepSpeed keeps its copies in fp32."
+        yield Fault(("engine", "zero"), text)
+    if isinstance(config.method, FullMethod):
+        if engine.zero == 3:
+            text = "engine.zero must be at most 2 for the method full: stage 3 shares a frozen base."
+            yield Fault(("engine", "zero"), text)
+        if engine.recompute:
+            text = "engine.recompute must be false for the method full, whose slots run one after the other."
+            yield Fault(("engine", "recompute"), text)
+    least = {"none": 0, "optimizer": 1, "base": 3}[engine.offload]
+    if engine.zero < least:
+        text = f"engine.offload: {engine.offload} needs engine.zero of at least {least}, but got {engine.zero}."
+        yield Fault(("engine", "offload"), text)
 
 
 def misfits(config: RunConfig, targets: Sequence[TargetLike]) -> Iterator[Fault]:

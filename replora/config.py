@@ -21,6 +21,7 @@ __all__ = [
     "DigitsTask",
     "DoraMethod",
     "DoranMethod",
+    "EngineConfig",
     "FolderTask",
     "FullMethod",
     "GeneratedMethod",
@@ -32,6 +33,7 @@ __all__ = [
     "MethodConfig",
     "OptimConfig",
     "OptimPhase",
+    "Place",
     "PrefixMethod",
     "ReploraMethod",
     "RunConfig",
@@ -49,6 +51,13 @@ class Frozen(BaseModel):
     """Base of every configuration model: immutable, unknown keys are errors, no NaN or infinity."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+
+class Place(Frozen):
+    """Base of sections that say where and how a run is computed.
+
+    They move no result (beyond rounding), so they are no part of a fingerprint and no sweep varies them.
+    """
 
 
 class BackboneConfig(Frozen):
@@ -418,12 +427,32 @@ class TrainConfig(Frozen):
         return self
 
 
+class EngineConfig(Place):
+    """The processes of a run (or pack), and what they share among them (docs/engine.md).
+
+    Attributes:
+        ranks: Processes, each on its own GPU or cores; each takes its share of the micro-batches of every
+            step, so `ranks * train.micro_batch` must divide `train.batch`.
+        zero: DeepSpeed's ZeRO stage: 0 none; 1 shares the optimizer's state among the ranks; 2 also the
+            gradients; 3 also the frozen base.
+        offload: What lies in the host's memory: nothing, the `optimizer`'s state (stage 1 and up), or that
+            and the `base` (stage 3).
+        recompute: Activations are computed again in the backward pass, block by block.
+    """
+
+    ranks: Positive = 1
+    zero: Literal[0, 1, 2, 3] = 0
+    offload: Literal["none", "optimizer", "base"] = "none"
+    recompute: bool = False
+
+
 class RunConfig(Frozen):
-    """One training run: everything that can change its result, and nothing else."""
+    """One training run: everything that can change its result, and, in `engine`, how it is computed."""
 
     backbone: BackboneConfig = BackboneConfig()
     method: MethodConfig = ReploraMethod()
     task: TaskConfig = DigitsTask()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
+    engine: EngineConfig = EngineConfig()
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from replora.config import RunConfig
-from replora.schema import is_path
+from replora.schema import is_place
 
 __all__ = ["VERSION", "fingerprint", "group_fingerprint"]
 
@@ -23,7 +23,7 @@ def fingerprint(config: BaseModel) -> str:
     The hash (SHA-256) of canonical JSON: sorted keys, numbers as Python writes them after validation
     (so `1` and `1.0` are one where a float is meant), and the version of this function. Fields of type
     `Path` are left out: where data lies differs between machines. What lies there is checked by the
-    data's own hash.
+    data's own hash. The section `engine` is left out too: it says how a run is computed, not what.
     """
     return _hashed({"version": VERSION, "config": _described(config)})
 
@@ -40,10 +40,10 @@ def _described(config: BaseModel) -> dict[str, Any]:
     data = config.model_dump(mode="json")
     for name, info in type(config).model_fields.items():
         value = getattr(config, name)
-        if isinstance(value, BaseModel):
-            data[name] = _described(value)
-        elif is_path(info.annotation):
+        if is_place(info.annotation):
             del data[name]
+        elif isinstance(value, BaseModel):
+            data[name] = _described(value)
     return data
 
 

@@ -16,7 +16,7 @@ from replora.document import Document, parse_override, read_document
 from replora.errors import ConfigError
 from replora.faults import Fault, Keys, Origin, config_error, dotted, shown
 from replora.overlay import nested, overlay, split_key, with_default_names
-from replora.schema import is_path, variants_of
+from replora.schema import is_place, variants_of
 from replora.validate import validate
 
 __all__ = ["diff", "load", "load_run", "run_from", "valid_keys"]
@@ -103,14 +103,16 @@ def _data_for(base: RunConfig, point: Mapping[str, Any]) -> dict[str, Any]:
 def valid_keys(config: BaseModel, prefix: str = "") -> tuple[str, ...]:
     """Dotted keys that a sweep may set on this configuration with its present method and task.
 
-    Places on this machine are left out, because a fingerprint does not show them.
+    Places on this machine, and `engine`, are left out, because a fingerprint does not show them.
     """
     keys: list[str] = []
     for name, info in type(config).model_fields.items():
         value = getattr(config, name)
+        if is_place(info.annotation):
+            continue
         if isinstance(value, BaseModel):
             keys += valid_keys(value, f"{prefix}{name}.")
-        elif not is_path(info.annotation):
+        else:
             keys.append(prefix + name)
     return tuple(keys)
 

@@ -14,11 +14,13 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
+from replora.config import Place
+
 __all__ = [
     "Annotation",
     "element_of",
     "field_keys",
-    "is_path",
+    "is_place",
     "is_section",
     "section_model",
     "tag_of",
@@ -80,9 +82,9 @@ def field_keys(annotation: Annotation, prefix: str = "") -> Iterator[str]:
                 yield prefix + name
 
 
-def is_path(annotation: Annotation) -> bool:
-    """Whether a field holds a place on this machine."""
-    return any(part is Path for part in _members(annotation))
+def is_place(annotation: Annotation) -> bool:
+    """Whether a field says where or how a run is computed, and not what: a path, or a section of that kind."""
+    return any(isinstance(part, type) and issubclass(part, Path | Place) for part in _members(annotation))
 
 
 def _models(annotation: Annotation) -> list[type[BaseModel]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from replora.config import EngineConfig
 from replora.errors import ConfigError, LedgerError
 from replora.fingerprint import fingerprint
 from replora.load import diff, load
@@ -22,7 +23,7 @@ __all__ = [
 ]
 
 SWEEP_NAME = "sweep.yaml"
-#: May change between two starts without anybody's consent: they move no result.
+#: May change between two starts without anybody's consent, as may `run.engine`: they move no result.
 FREE = ("backend", "resources", "tracking", "max_failures", "budget")
 #: May change with consent: what was done stays valid, and more is done.
 OPEN = ("search.trials", "confirm.")
@@ -102,4 +103,5 @@ def _essence(config: SweepConfig) -> SweepConfig:
         "budget": BudgetConfig(),
     }
     assert tuple(neutral) == FREE
-    return config.model_copy(update=neutral)
+    run = config.run.model_copy(update={"engine": EngineConfig()})
+    return config.model_copy(update={**neutral, "run": run})

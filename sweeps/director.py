@@ -108,6 +108,7 @@ class Director:
 
     def _task(self, trial: str) -> TrialTask:
         config = RunConfig.model_validate(self.view.trials[trial].config)
+        config = config.model_copy(update={"engine": self._config.run.engine})  # may differ after a resume
         folder, step = self._trial_folder(trial), self.view.trials[trial].step
         alone, micro_batch = self._retries.is_suspect(trial), self._retries.micro_batch(config)
         return TrialTask(trial, config, folder, self._attempts[trial], step, alone, micro_batch)

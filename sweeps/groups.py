@@ -49,7 +49,7 @@ def groups_of(view: SweepView) -> list[Group]:
     """All configurations of a sweep, in the order in which they were first asked for."""
     groups: dict[str, Group] = {}
     for trial in view.trials.values():
-        config = {key: value for key, value in trial.config.items() if key != "seed"}
+        config = {key: value for key, value in trial.config.items() if key not in ("seed", "engine")}
         group = groups.setdefault(json.dumps(config, sort_keys=True), Group(trial.point, config))
         if trial.stage == "search":
             group.search.append(trial)

@@ -43,7 +43,7 @@ def best_document(
     trial, rivals = best.trials[0].fingerprint, selection.rivals
     view = next(view for view in views if view.name == best.sweep and trial in view.trials)
     return {
-        "run": {**best.group.config, "seed": _seed(view, best)},
+        "run": {**best.group.config, "engine": view.config["run"]["engine"], "seed": _seed(view, best)},
         "objective": {
             "metric": selection.objective.metric,
             "direction": selection.objective.direction,

@@ -27,5 +27,6 @@ def pack_key(config: RunConfig) -> str:
         "task": config.task.model_dump(mode="json"),
         "method": {name: value for name, value in method.items() if name not in _FREE_METHOD_FIELDS},
         "train": {name: train[name] for name in _SHARED_TRAIN_FIELDS},
+        "engine": config.engine.model_dump(mode="json"),
     }
     return json.dumps(shared, sort_keys=True)

@@ -141,7 +141,7 @@ def _claim(folder: Path, config: RunConfig, name: str) -> RunResult | None:
             raise CheckpointError(
                 f"{folder}: belongs to the run {found}, not to {name}. Name another folder with --dir."
             )
-        if owner.get("run") != config.model_dump(mode="json"):  # paths are not part of a fingerprint
+        if _files_of(owner.get("run")) != _files_of(config.model_dump(mode="json")):
             raise CheckpointError(
                 f"{folder}: belongs to the same run on other files. Name another folder with --dir."
             )
@@ -156,6 +156,13 @@ def _claim(folder: Path, config: RunConfig, name: str) -> RunResult | None:
         return RunResult(**json.loads(finished.read_text()))
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{finished}: damaged: {error}. Remove it to train again.") from error
+
+
+def _files_of(run: object) -> object:
+    """A run as data without its engine, which may differ between two attempts: what is left that the
+    fingerprint does not show are paths.
+    """
+    return {key: value for key, value in run.items() if key != "engine"} if isinstance(run, dict) else run
 
 
 def _write_result(folder: Path, result: RunResult) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from replora.compose import find_run
-from replora.config import FullMethod, ImageFolderTask, LoraMethod, RunConfig
+from replora.config import EngineConfig, FullMethod, ImageFolderTask, LoraMethod, RunConfig
 from replora.fingerprint import fingerprint, group_fingerprint
 from replora.load import load_run, run_from, valid_keys
 
@@ -112,3 +112,8 @@ def test_group_fingerprint_ignores_the_seed_and_nothing_else() -> None:
 
 def test_group_and_run_have_different_names() -> None:
     assert group_fingerprint(RunConfig()) != fingerprint(RunConfig())
+
+
+@pytest.mark.parametrize("engine", [{"zero": 3, "ranks": 2}, {"offload": "optimizer"}, {"recompute": True}])
+def test_engine_is_not_part_of_the_fingerprint(engine: dict[str, object]) -> None:
+    assert fingerprint(RunConfig(engine=EngineConfig.model_validate(engine))) == fingerprint(RunConfig())
