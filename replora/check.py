@@ -76,7 +76,9 @@ def engine_faults(config: RunConfig) -> Iterator[Fault]:
             yield Fault(("engine", "recompute"), text)
     least = {"none": 0, "optimizer": 1, "base": 3}[engine.offload]
     if engine.zero < least:
-        text = f"engine.offload: {engine.offload} needs engine.zero of at least {least}, but got {engine.zero}."
+        text = (
+            f"engine.offload: {engine.offload} needs engine.zero of at least {least}, but got {engine.zero}."
+        )
         yield Fault(("engine", "offload"), text)
 
 

@@ -34,7 +34,7 @@ def test_ranks_that_share_the_micro_batches_evenly_are_fine() -> None:
 
 
 def test_the_fault_of_a_file_names_what_would_fit() -> None:
-    with pytest.raises(ConfigError, match="Set train.micro_batch to 8"):
+    with pytest.raises(ConfigError, match=r"Set train\.micro_batch to 8"):
         load_run(find_run("vit-digits-digits-lora"), ["engine.ranks=2"])
 
 
