@@ -159,9 +159,7 @@ def _claim(folder: Path, config: RunConfig, name: str) -> RunResult | None:
 
 
 def _files_of(run: object) -> object:
-    """A run as data without its engine, which may differ between two attempts: what is left that the
-    fingerprint does not show are paths.
-    """
+    """A run as data without its engine, which may differ between two attempts (paths may not)."""
     return {key: value for key, value in run.items() if key != "engine"} if isinstance(run, dict) else run
 
 
