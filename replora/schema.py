@@ -83,7 +83,7 @@ def field_keys(annotation: Annotation, prefix: str = "") -> Iterator[str]:
 
 
 def is_place(annotation: Annotation) -> bool:
-    """Whether a field says where or how a run is computed, and not what: a path, or a section of that kind."""
+    """Whether a field says where or how a run is computed, not what: a path, or a section of that kind."""
     return any(isinstance(part, type) and issubclass(part, Path | Place) for part in _members(annotation))
 
 
