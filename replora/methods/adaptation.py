@@ -23,6 +23,7 @@ from replora.config import (
     MethodConfig,
     PrefixMethod,
 )
+from replora.methods.beside import BesideAdaptation, Inner
 from replora.methods.bottleneck import BottleneckAdaptation
 from replora.methods.composition import Decomposition, decomposition
 from replora.methods.factors import DirectFactors, Factors, FactorSource, GeneratedFactors
@@ -70,13 +71,18 @@ def adapt(backbone: Backbone, method: MethodConfig) -> Adaptation:
     """Binds a method to a backbone; the method's structure (not its ranks or rates) is fixed by it."""
     if isinstance(method, FullMethod):
         return FullAdaptation(backbone)
+    inner = _inner(backbone, method)
+    return inner if backbone.beside is None else BesideAdaptation(inner, backbone, backbone.beside)
+
+
+def _inner(backbone: Backbone, method: MethodConfig) -> Inner:
     if isinstance(method, LinearProbeMethod):
         return ProbeAdaptation(backbone)
     if isinstance(method, AdapterMethod):
         return BottleneckAdaptation(backbone, method)
     if isinstance(method, PrefixMethod):
         return PrefixAdaptation(backbone, method)
-    return LowRankAdaptation(backbone, method)
+    return LowRankAdaptation(backbone, _low_rank(method))
 
 
 @dataclass(frozen=True)
@@ -140,12 +146,12 @@ class LowRankAdaptation:
 
     def __init__(self, backbone: Backbone, method: LowRankMethod) -> None:
         self._backbone = backbone
-        self._model = copy_structure(backbone.model)
+        self.model = copy_structure(backbone.model)
         self._dtype = next(backbone.model.parameters()).dtype
         self._parts = parts(backbone.model, backbone.targets, method)
         sites = [site for part in self._parts for site in part.source.sites]
         modules = [module for site in sites for module in site.modules]
-        self._layers = replace_linears(self._model, modules, SlotLinear)
+        self._layers = replace_linears(self.model, modules, SlotLinear)
         self._rates: tuple[float, ...] = ()
         self._made: list[Tensor] = []
         self._grads: list[Tensor] = []
@@ -212,7 +218,7 @@ class LowRankAdaptation:
 
     def features(self, batch: Batch) -> Tensor:
         """Folds slots into the batch, runs the base once, unfolds: `[K, B, ...]` to `[K, B, ...]`."""
-        return packed_features(self._backbone, self._model, batch)
+        return packed_features(self._backbone, self.model, batch)
 
     def settle(self) -> None:
         """Runs the generators backward, once per step."""
@@ -232,8 +238,8 @@ class ProbeAdaptation:
 
     def __init__(self, backbone: Backbone) -> None:
         self._backbone = backbone
-        self._model = copy_structure(backbone.model)
-        freeze_linears(self._model)
+        self.model = copy_structure(backbone.model)
+        freeze_linears(self.model)
 
     def shapes(self, method: MethodConfig) -> Shapes:
         """No parameters beside the head."""
@@ -249,7 +255,7 @@ class ProbeAdaptation:
     @torch.no_grad()
     def features(self, batch: Batch) -> Tensor:
         """The base's own features, `[K, B, D]`."""
-        return packed_features(self._backbone, self._model, batch)
+        return packed_features(self._backbone, self.model, batch)
 
     def settle(self) -> None:
         """Nothing to settle."""

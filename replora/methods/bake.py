@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from replora.config import AdapterMethod, FullMethod, LowRankMethod, PrefixMethod
 from replora.errors import AdapterError
 from replora.methods.adaptation import adapt, parts
+from replora.methods.beside import PREFIX
 from replora.methods.factors import Factors
 from replora.methods.folder import SavedAdapter, check_tensors
 from replora.methods.layout import Layout, cover
@@ -117,6 +118,7 @@ def merge(adapter: SavedAdapter, backbone: Backbone) -> nn.Module:
     for target in bake(adapter, backbone):
         name = f"{target.module}.weight"
         target.merge_into(weights.setdefault(name, model.get_parameter(name).detach().clone()))
+    weights |= {n.removeprefix(PREFIX): t for n, t in adapter.tensors.items() if n.startswith(PREFIX)}
     _replace(model, weights)
     return model
 

@@ -105,12 +105,12 @@ class BottleneckAdaptation:
 
     def __init__(self, backbone: Backbone, method: AdapterMethod) -> None:
         self._backbone = backbone
-        self._model = copy_structure(backbone.model)
+        self.model = copy_structure(backbone.model)
         self._dtype = next(backbone.model.parameters()).dtype
         self._form = method.form
         self._groups = group_targets(select_targets(backbone.targets, method.targets))
         modules = [module for group in self._groups for site in group.sites for module in site.modules]
-        self._layers = replace_linears(self._model, modules, lambda linear: BottleneckLinear(linear, method))
+        self._layers = replace_linears(self.model, modules, lambda linear: BottleneckLinear(linear, method))
         self._rates: tuple[float, ...] = ()
         self._seam = Seam()
 
@@ -159,7 +159,7 @@ class BottleneckAdaptation:
 
     def features(self, batch: Batch) -> Tensor:
         """One pass of all slots, `[K, B, ...]` to `[K, B, ...]`."""
-        return packed_features(self._backbone, self._model, batch)
+        return packed_features(self._backbone, self.model, batch)
 
     def settle(self) -> None:
         """Carries the gradients on through scales and types, once per step."""

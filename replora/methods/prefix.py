@@ -54,8 +54,8 @@ class PrefixAdaptation:
                 "  Choose another method (`replora ls methods`)."
             )
         self._backbone = backbone
-        self._model = copy_structure(backbone.model)
-        freeze_linears(self._model)
+        self.model = copy_structure(backbone.model)
+        freeze_linears(self.model)
         self._dtype = next(backbone.model.parameters()).dtype
         self._by_mlp = method.made == "mlp"
         targets = select_targets(backbone.targets, _SIDES)
@@ -63,7 +63,7 @@ class PrefixAdaptation:
         self._heads = {target.block: target.heads for target in targets}
         self._widths = {(target.block, target.name): target.outputs for target in targets}
         self._prefixes: dict[str, Prefix] = {}
-        backbone.attend(self._model, self._prefixes)
+        backbone.attend(self.model, self._prefixes)
         self._seam = Seam()
 
     def shapes(self, method: MethodConfig) -> Shapes:
@@ -110,7 +110,7 @@ class PrefixAdaptation:
 
     def features(self, batch: Batch) -> Tensor:
         """One pass of all slots, `[K, B, ...]` to `[K, B, ...]`."""
-        return packed_features(self._backbone, self._model, batch)
+        return packed_features(self._backbone, self.model, batch)
 
     def settle(self) -> None:
         """Runs the encoder backward, once per step."""

@@ -17,6 +17,8 @@ BACKBONES: dict[str, str] = {
     "video-swin-s": "Video Swin-S, Kinetics-400 (torchvision swin3d_s)",
     "video-swin-b": "Video Swin-B, Kinetics-400 (torchvision swin3d_b)",
     "llama-7b": "LLaMA-7B; give its local folder in backbone.weights",
-    "bart-base": "BART-base (facebook/bart-base), from texts to texts",
     "llama-13b": "LLaMA-13B; give its local folder in backbone.weights",
+    "bart-base": "BART-base (facebook/bart-base), from texts to texts",
+    "vl-bart-image": "BART-base that also sees features of width 2048; its biases train beside any method",
+    "vl-bart-video": "BART-base that also sees features of width 512; its biases train beside any method",
 }

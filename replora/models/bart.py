@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from replora.cache import hash_samples
 from replora.config import BackboneConfig
 from replora.errors import CheckpointError, ConfigError
-from replora.models.base import Backbone, Target
+from replora.models.base import Backbone, Beside, Target
 from replora.models.checkpoints import load_checkpoint, start_at_random
 from replora.models.hub import PREFIX, HubTokenizer
 from replora.models.shapes import BART
@@ -49,7 +49,7 @@ def bart_backbone(
         ConfigError: If the folder holds another model than the name says.
         CheckpointError: If its files are damaged or do not fit.
     """
-    described = bart_config(config.name, folder)
+    described: Any = bart_config(config.name, folder)
     model = build_bart(described, dtype, device)
     if folder is None or config.weights == "random":
         start_at_random(model, device)
@@ -64,11 +64,19 @@ def bart_backbone(
         model=model,
         targets=bart_targets(model),
         features=bart_features,
-        width=int(cast("Any", described).d_model),
+        width=int(described.d_model),
         fingerprint=fingerprint,
         processor=None if folder is None else HubTokenizer(folder),
         attend=transformer_attend,
+        beside=_beside(model) if described.visual_features else None,
     )
+
+
+def _beside(model: nn.Module) -> Beside:
+    """VL-BART trains its biases and its visual embedding beside any method (known)."""
+    names = [name for name, _ in model.named_parameters() if name.endswith(".bias")]
+    biases = [name.removesuffix(".bias") for name in names if not name.startswith("visual.")]
+    return Beside(tuple(biases), ("visual",))
 
 
 def bart_config(name: str, folder: Path | None) -> PretrainedConfig:
@@ -213,17 +221,21 @@ def bart_features(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
 def _inputs(bart: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Embedded source, then the visual features, with their mask (*choice*: both get BART's positions)."""
     text, mask = bart.model.encoder.embed_tokens(batch["source"]), batch["mask"]
-    if "visual" not in batch:
-        return text, mask
-    features = batch["visual"].shape[-1]
-    if features != bart.config.visual_features:
+    given, taken = batch["visual"].shape[-1] if "visual" in batch else 0, bart.config.visual_features
+    if given != taken:
         raise ConfigError(
-            f"the task gives visual features of width {features}, but the backbone takes "
-            f"{bart.config.visual_features or 'text alone'}.\n"
-            "  Use vl-bart-image (2048) or vl-bart-video (512)."
+            f"the task gives {_wide(given)}, but the backbone takes {_wide(taken)}.\n"
+            "  Features of width 2048 are for vl-bart-image, of 512 for vl-bart-video, none for bart-base; "
+            "task.visual_tokens must be 0 or the most rows of an item."
         )
+    if not given:
+        return text, mask
     seen = bart.visual(batch["visual"].to(text), batch["boxes"].to(text), batch["image"])
     return torch.cat([text, seen], 1), torch.cat([mask, batch["visual_mask"].to(mask)], 1)
+
+
+def _wide(features: int) -> str:
+    return f"visual features of width {features}" if features else "text alone"
 
 
 def _generated(bart: Any, encoded: Tensor, mask: Tensor, batch: Mapping[str, Tensor]) -> Tensor:

@@ -13,7 +13,7 @@ from replora.cache import Cached
 from replora.models.prefix import Prefix
 from replora.tasks.base import TextProcessor
 
-__all__ = ["Architecture", "Backbone", "Features", "Target"]
+__all__ = ["Architecture", "Backbone", "Beside", "Features", "Target"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,19 @@ class Architecture:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """What trains in full beside every method.
+
+    Attributes:
+        biases: Dotted paths of modules whose bias trains: linears and norms.
+        modules: Dotted paths of small modules that train as a whole.
+    """
+
+    biases: tuple[str, ...]
+    modules: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Backbone:
     """A pre-trained model with its adaptable targets; its weights never change in place.
 
@@ -96,6 +109,7 @@ class Backbone:
         processor: The tokenizer of a language model; None for other models.
         attend: `(model, prefixes)`: makes every attention of a private module tree see the prefix that
             the mapping then holds under its dotted path; None where that is not possible.
+        beside: What trains beside every method; None where nothing does.
     """
 
     name: str
@@ -106,3 +120,4 @@ class Backbone:
     fingerprint: str
     processor: TextProcessor | None = None
     attend: Callable[[nn.Module, Mapping[str, Prefix]], None] | None = None
+    beside: Beside | None = None

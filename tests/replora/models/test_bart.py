@@ -20,7 +20,7 @@ from replora.models.bart import bart_config, bart_features, bart_targets, build_
 from replora.models.base import Backbone
 from replora.models.load import load_backbone
 from replora.models.shapes import BART, TargetShape
-from tests.replora.tiny_bart import save_tiny_bart, tiny_bart
+from tests.replora.tiny_bart import save_tiny_bart, tiny_bart, tiny_bart_config
 
 SOURCE = torch.tensor([[0, 40, 41, 42, 2], [0, 50, 2, 1, 1]])
 MASK = (SOURCE != 1).long()
@@ -149,6 +149,11 @@ def test_other_tasks_and_features_are_refused(folder: Path) -> None:
         bart_features(model, {"image": torch.zeros(1)})
     with pytest.raises(ConfigError, match="features of width 9, but the backbone takes text alone"):
         bart_features(model, {**texts(), "visual": torch.zeros(2, 3, 9)})
+    sees = build_bart(tiny_bart_config(visual_features=7), torch.float32, torch.device("cpu"))
+    with pytest.raises(
+        ConfigError, match="gives text alone, but the backbone takes visual features of width 7"
+    ):
+        bart_features(sees, texts())
 
 
 def visual(features: int = 7) -> dict[str, Tensor]:
@@ -165,7 +170,7 @@ def visual(features: int = 7) -> dict[str, Tensor]:
 def test_visual_features_are_seen_where_their_mask_says(folder: Path, tmp_path: Path) -> None:
     model = load(save_tiny_bart(tmp_path / "vl", visual_features=7)).model
     batch = {**texts(), **visual()}
-    before, without = bart_features(model, batch), bart_features(model, texts())
+    before, without = bart_features(model, batch), bart_features(load(folder).model, texts())
     assert not torch.allclose(before, without)
     for name in ("visual", "boxes", "image"):
         changed = batch[name].clone()
