@@ -15,13 +15,16 @@ from replora.config import (
     LowRankMethod,
     MethodConfig,
     PrefixMethod,
+    RunConfig,
 )
 from replora.errors import ConfigError
+from replora.models.shapes import shapes_of
 
 __all__ = [
     "TargetLike",
     "bottleneck_for_budget",
     "rank_for_budget",
+    "run_parameters",
     "tokens_for_budget",
     "trainable_parameters",
 ]
@@ -82,6 +85,19 @@ def trainable_parameters(method: MethodConfig, targets: Sequence[TargetLike], ba
         return composed + _direct(method.rank, chosen)
     plain = [target for target in targets if target.name in method.plain_targets]
     return composed + _generated(method, chosen) + _direct(method.rank, plain)
+
+
+def run_parameters(run: RunConfig) -> int | None:
+    """What a run trains without the task head, before anything is built; None for unknown shapes.
+
+    The method's own, and what trains beside every method of its backbone (VL-BART's biases and visual
+    embedding, which are among the base's weights under full fine-tuning).
+    """
+    shape = shapes_of(run.backbone.name)
+    if shape is None:
+        return None
+    beside = 0 if isinstance(run.method, FullMethod) else shape.beside_parameters
+    return trainable_parameters(run.method, shape.targets, shape.base_parameters) + beside
 
 
 def rank_for_budget(budget: int, method: LowRankConfig, targets: Sequence[TargetLike]) -> int:

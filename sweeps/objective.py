@@ -8,8 +8,7 @@ from typing import Literal
 
 from replora.config import RunConfig
 from replora.errors import ConfigError
-from replora.models.shapes import shapes_of
-from replora.parameters import trainable_parameters
+from replora.parameters import run_parameters
 from replora.ppt import ppt
 from replora.tasks import TASKS
 from sweeps.config import ObjectiveConfig, SweepConfig
@@ -103,8 +102,7 @@ def _objective(asked: ObjectiveConfig, task: str) -> Objective:
 
 def parameters_of(run: RunConfig) -> int | None:
     """Trainable parameters without the head, known before anything is built; None for unknown shapes."""
-    shape = shapes_of(run.backbone.name)
-    return None if shape is None else trainable_parameters(run.method, shape.targets, shape.base_parameters)
+    return run_parameters(run)
 
 
 def with_quantities(

@@ -12,7 +12,7 @@ from replora.config import RunConfig
 from replora.fingerprint import fingerprint, group_fingerprint
 from replora.load import load_run
 from replora.models.shapes import shapes_of
-from replora.parameters import trainable_parameters
+from replora.parameters import run_parameters
 from replora.tasks import TASKS
 from replora.verbs import Answer, Verb
 
@@ -53,7 +53,7 @@ def describe(config: RunConfig) -> dict[str, Any]:
     if shape is None:
         return facts | dict.fromkeys(names)
     base = shape.base_parameters
-    trained = trainable_parameters(config.method, shape.targets, base)
+    trained = run_parameters(config) or 0
     classes = _CLASSES.get(config.task.name)
     head = None if classes is None else classes * (shape.width + 1)
     memory = _memory_bytes(config, base, trained + (head or 0))

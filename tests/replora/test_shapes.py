@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
 import timm
@@ -12,6 +12,7 @@ from torchvision.models import video
 
 from replora.config import (
     AdapterMethod,
+    BackboneConfig,
     DoraMethod,
     DoranMethod,
     FullMethod,
@@ -21,10 +22,12 @@ from replora.config import (
     MethodConfig,
     PrefixMethod,
     ReploraMethod,
+    RunConfig,
 )
 from replora.errors import ConfigError
 from replora.methods.adaptation import adapt
 from replora.models import BACKBONES
+from replora.models.bart import bart_config, build_bart
 from replora.models.base import Backbone
 from replora.models.digits import build_digits_vit
 from replora.models.language import build_language_model, language_config, language_targets
@@ -34,6 +37,7 @@ from replora.models.vision import vit_attend, vit_targets
 from replora.parameters import (
     bottleneck_for_budget,
     rank_for_budget,
+    run_parameters,
     tokens_for_budget,
     trainable_parameters,
 )
@@ -68,6 +72,8 @@ def built(name: str) -> torch.nn.Module:
             return build_language_model(language_config(name, None), torch.float32)
         if name in VIDEO_SWIN:
             return video_architecture(name).build()
+        if name in BART:
+            return build_bart(bart_config(name, None), torch.float32, torch.device("meta"))
         named = re.search(r"timm (\S+)\)", BACKBONES.get(name, ""))
         model: torch.nn.Module = timm.create_model(
             named[1] if named else name.removeprefix("timm/"), pretrained=False, num_classes=0
@@ -97,25 +103,8 @@ def test_llama_has_the_known_counts(name: str, parameters: int, lora: int) -> No
     assert trainable_parameters(method, shape.targets, parameters) == lora
 
 
-def bart_base() -> torch.nn.Module:
-    from transformers import BartConfig, BartForConditionalGeneration
-
-    shape = BART["bart-base"]
-    sizes: dict[str, Any] = {
-        "encoder_layers": shape.depth,
-        "decoder_layers": shape.depth,
-        "d_model": shape.width,
-    }
-    sizes |= dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), shape.hidden)
-    with torch.device("meta"):
-        model: torch.nn.Module = BartForConditionalGeneration(
-            BartConfig(vocab_size=shape.vocabulary, max_position_embeddings=shape.positions - 2, **sizes)
-        )
-    return model
-
-
 def test_bart_base_has_the_known_counts() -> None:
-    shape, weights = BART["bart-base"], dict(bart_base().named_parameters())
+    shape, weights = BART["bart-base"], dict(built("bart-base").named_parameters())
     assert shape.base_parameters == 139_420_416 == sum(weight.numel() for weight in weights.values())
     biases = [weight.numel() for name, weight in weights.items() if name.endswith("bias")]
     assert shape.bias_parameters == sum(biases)
@@ -126,8 +115,10 @@ def test_bart_base_has_the_known_counts() -> None:
 )
 def test_lora_on_vl_bart_has_the_known_counts(name: str, trained: int, percent: float) -> None:
     shape = BART[name]
-    lora = trainable_parameters(LoraMethod(rank=128), shape.targets, shape.base_parameters)
-    assert lora + shape.beside_parameters == trained
+    run = RunConfig(backbone=BackboneConfig(name=name), method=LoraMethod(rank=128))
+    assert run_parameters(run) == trained
+    full = run.model_copy(update={"method": FullMethod()})
+    assert run_parameters(full) == shape.base_parameters
     of_all = trained / (BART["bart-base"].base_parameters + trained)  # fits both of the paper's figures
     assert round(100 * of_all, 2) == percent
 
