@@ -16,7 +16,15 @@ the kernel does not take groups, so this is an upper bound there.
 from __future__ import annotations
 
 from cluster.anatomy import BYTES, Anatomy
-from replora.config import FullMethod, LinearProbeMethod, LowRankMethod, RunConfig
+from cluster.modules import adapter_numbers, mask_numbers, prefix_numbers
+from replora.config import (
+    AdapterMethod,
+    FullMethod,
+    LinearProbeMethod,
+    LowRankMethod,
+    PrefixMethod,
+    RunConfig,
+)
 
 __all__ = ["activation_bytes", "layer_bytes", "logit_bytes"]
 
@@ -38,17 +46,21 @@ def activation_bytes(config: RunConfig, anatomy: Anatomy, rows: int, *, recomput
     """
     if isinstance(config.method, LinearProbeMethod):
         return 0  # the base runs without a graph
-    layer = layer_bytes(config, anatomy, rows)
+    b, layer = BYTES[config.train.precision], layer_bytes(config, anatomy, rows)
+    shared = b * mask_numbers(config.method, anatomy) if isinstance(config.method, PrefixMethod) else 0
     if not recompute:
-        return anatomy.depth * layer
-    inputs = BYTES[config.train.precision] * anatomy.width * rows
-    return min(anatomy.depth * inputs + layer, anatomy.depth * layer)
+        return anatomy.depth * layer + shared - rows * _unreached(config, anatomy)
+    inputs = b * anatomy.width * rows
+    return min(anatomy.depth * inputs + layer, anatomy.depth * layer) + shared
 
 
 def layer_bytes(config: RunConfig, anatomy: Anatomy, rows: int) -> int:
     """What one block saves for `rows` tokens."""
     b = BYTES[config.train.precision]
-    own = _llama(anatomy, b) if anatomy.family == "llama" else _vit(anatomy, b)
+    norm, attention, mlp = _own(anatomy, b)
+    own = 2 * norm + attention + mlp
+    if isinstance(config.method, PrefixMethod):
+        return rows * own + b * prefix_numbers(config.method, anatomy, rows)
     factor = _DECOMPOSED.get(config.method.name, 1)
     return rows * factor * (own + _adapted(config, anatomy, b))
 
@@ -58,19 +70,37 @@ def logit_bytes(config: RunConfig, anatomy: Anatomy, rows: int) -> int:
     return (BYTES[config.train.precision] + 8) * anatomy.vocabulary * rows
 
 
-def _llama(anatomy: Anatomy, b: int) -> int:
-    d, fp32 = anatomy.width, max(b, 4)
-    return 2 * (fp32 * d + fp32) + b * 4 * d + 4 * anatomy.heads + b * 3 * anatomy.hidden
-
-
-def _vit(anatomy: Anatomy, b: int) -> int:
+def _own(anatomy: Anatomy, b: int) -> tuple[int, int, int]:
+    """What each norm, the attention and the MLP of a block keep of a token."""
     d, heads, fp32 = anatomy.width, anatomy.heads, max(b, 4)
-    norms = 2 * (b * d + 2 * fp32)
+    if anatomy.family == "llama":
+        return fp32 * d + fp32, b * 4 * d + 4 * heads, b * 3 * anatomy.hidden
     if anatomy.fused_attention:
         attention = b * 4 * d + fp32 * heads
     else:
         attention = b * (3 * d + heads * (anatomy.tokens or 1))
-    return norms + attention + b * anatomy.hidden
+    return b * d + 2 * fp32, attention, b * anatomy.hidden
+
+
+def _unreached(config: RunConfig, anatomy: Anatomy) -> int:
+    """What the first block does not keep, per token, because nothing trains before its first target.
+
+    Its first norm is not counted: the model's last one, which `layer_bytes` leaves out, keeps as much.
+    """
+    method, b = config.method, BYTES[config.train.precision]
+    norm, attention, mlp = _own(anatomy, b)
+    if isinstance(method, PrefixMethod) and not anatomy.fused_attention:
+        tokens = anatomy.tokens or 1
+        return b * anatomy.width * (tokens + method.tokens) // tokens  # keys, kept for the queries alone
+    names = {*getattr(method, "targets", ()), *getattr(method, "plain_targets", ())}
+    if not names or {"query", "key", "value"} & names:
+        return 0
+    if "output" in names:
+        return attention
+    if not {"gate", "up"} & names:
+        return attention + norm + mlp
+    gated = {"gate", "up"} - names if anatomy.family == "llama" else set()
+    return attention + norm + sum({"gate": 2, "up": 1}[name] * mlp // 3 for name in gated)
 
 
 def _adapted(config: RunConfig, anatomy: Anatomy, b: int) -> int:
@@ -79,6 +109,8 @@ def _adapted(config: RunConfig, anatomy: Anatomy, b: int) -> int:
     Linears on one tensor share it; with dropout each linear keeps its own dropped copy and mask.
     """
     method = config.method
+    if isinstance(method, AdapterMethod):
+        return b * adapter_numbers(method, anatomy)
     names, rank, dropout = tuple(_INPUT_OF), 0, False
     if isinstance(method, LowRankMethod):
         names = (*method.targets, *getattr(method, "plain_targets", ()))

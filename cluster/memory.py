@@ -9,11 +9,12 @@ these are the formulas that were measured against small models to 1 to 4 percent
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from cluster.activations import activation_bytes, logit_bytes
 from cluster.anatomy import BYTES, Anatomy
+from cluster.modules import made_numbers
 from replora.config import FullMethod, LowRankMethod, RunConfig
 from replora.parameters import trainable_parameters
 
@@ -109,6 +110,7 @@ def memory_of(config: RunConfig, anatomy: Anatomy, setting: Setting, device: str
         device: `gpu` or `cpu`.
     """
     b = BYTES[config.train.precision]
+    anatomy = replace(anatomy, tokens=setting.tokens)
     trained = setting.slots * trained_parameters(config, anatomy)
     base = b * anatomy.base_parameters
     state = _state(setting, trained, b)
@@ -151,19 +153,19 @@ def _state(setting: Setting, trained: int, b: int) -> dict[str, int]:
 
 
 def _factors(config: RunConfig, anatomy: Anatomy, slots: int) -> int:
-    """A and B as the layers read them, their gradient buffers, and the originals before a cast to bf16.
+    """What the layers read, its gradient buffers, and the originals before a cast to bf16.
 
     Full fine-tuning in bf16 has a bf16 copy of each slot's weights instead.
     """
     method, b = config.method, BYTES[config.train.precision]
     if isinstance(method, FullMethod) and b < 4:
         return slots * b * anatomy.base_parameters
-    if not isinstance(method, LowRankMethod):
-        return 0
-    names = (*method.targets, *getattr(method, "plain_targets", ()))
-    chosen = [target for target in anatomy.targets if target.name in names]
-    numbers = slots * method.rank * sum(target.inputs + target.outputs for target in chosen)
-    return numbers * (2 * b + (4 if b < 4 else 0))
+    numbers = made_numbers(method, anatomy)
+    if isinstance(method, LowRankMethod):
+        names = (*method.targets, *getattr(method, "plain_targets", ()))
+        chosen = [target for target in anatomy.targets if target.name in names]
+        numbers = method.rank * sum(target.inputs + target.outputs for target in chosen)
+    return slots * numbers * (2 * b + (4 if b < 4 else 0))
 
 
 def _buffers(setting: Setting, trained: int, layer: int, b: int) -> int:

@@ -143,15 +143,13 @@ class BottleneckAdaptation:
         adapters = [_adapter(method) for method in methods]
         self._rates = tuple(adapter.dropout for adapter in adapters)
         self._seam = Seam()
-        scale = next(iter(parameters.values())).new_tensor([adapter.scale for adapter in adapters])
-        scale = scale.view(-1, 1, 1, 1)
         bound: dict[str, list[_Bottleneck]] = {path: [] for path in self._layers}
         for group, site, index in self._targets():
             name = f"{group.name}{site.targets[index]}"
-            tensors = [parameters[f"{name}.down"], parameters[f"{name}.up"] * scale]
+            tensors = [parameters[f"{name}.down"], _scaled(parameters[f"{name}.up"], adapters)]
             if f"{name}.up_bias" in parameters:
                 tensors.append(parameters[f"{name}.down_bias"].unsqueeze(2))
-                tensors.append(parameters[f"{name}.up_bias"].unsqueeze(2) * scale)
+                tensors.append(_scaled(parameters[f"{name}.up_bias"].unsqueeze(2), adapters))
             for module, *own in zip(site.modules, *map(self._shares, tensors), strict=True):
                 bound[module].append(_Bottleneck(site.rows[index], *own))
         for path, layer in self._layers.items():
@@ -180,6 +178,13 @@ class BottleneckAdaptation:
     def _shares(self, tensor: Tensor) -> Sequence[Tensor]:
         """A tensor `[K, L, ...]` in the base's type as L tensors `[K, ...]`."""
         return self._seam.cut(tensor.to(self._dtype)).unbind(1)
+
+
+def _scaled(tensor: Tensor, adapters: Sequence[AdapterMethod]) -> Tensor:
+    """A tensor `[K, ...]` times each slot's scale."""
+    if all(adapter.scale == 1 for adapter in adapters):
+        return tensor
+    return tensor * tensor.new_tensor([adapter.scale for adapter in adapters]).view(-1, 1, 1, 1)
 
 
 def _adapter(method: MethodConfig) -> AdapterMethod:

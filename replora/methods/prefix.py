@@ -31,7 +31,7 @@ from replora.methods.linear import freeze_linears
 from replora.methods.sites import Group, group_targets, select_targets
 from replora.methods.structure import Seam, copy_structure, packed_features
 from replora.models.base import Backbone
-from replora.models.prefix import Prefix
+from replora.models.prefix import Prefix, Sight
 from replora.tasks.base import Batch
 
 __all__ = ["PrefixAdaptation"]
@@ -98,15 +98,16 @@ class PrefixAdaptation:
 
     def prepare(self, parameters: Mapping[str, Tensor], methods: Sequence[MethodConfig]) -> None:
         """Makes the keys and values of all blocks and hands each attention its own."""
-        lengths = tuple(_prefix(method).tokens for method in methods)
         self._seam = Seam()
         made = self._by_encoder(parameters) if self._by_mlp else parameters
+        tokens = made[self._outputs()[0][1]].shape[2]
+        sight = Sight(tuple(_prefix(method).tokens for method in methods), tokens)
         for group in self._groups:
             key, value = (self._per_block(made[f"{group.name}{side}"], group) for side in _SIDES)
             modules = next(site for site in group.sites if "key" in site.targets).modules
             for index, module in enumerate(modules):
                 attention = module.rpartition(".")[0]
-                self._prefixes[attention] = Prefix(key[index], value[index], lengths)
+                self._prefixes[attention] = Prefix(key[index], value[index], sight)
 
     def features(self, batch: Batch) -> Tensor:
         """One pass of all slots, `[K, B, ...]` to `[K, B, ...]`."""

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Prefix"]
+__all__ = ["Prefix", "Sight"]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Prefix:
-    """What one attention sees beside its own tokens; nothing until keys and values are put in.
+    """What one attention sees beside its own tokens.
 
     They stand behind the tokens and in no cache. Slots with fewer of them are padded with dead ones,
     which no query sees.
@@ -20,47 +20,76 @@ class Prefix:
     Attributes:
         key: `[K, H, P, D]`, H the heads of keys and values, D their width.
         value: Likewise.
-        lengths: Living tokens of each slot.
+        sight: Who sees whom; the same for all attentions.
     """
 
     key: Tensor
     value: Tensor
-    lengths: tuple[int, ...]
+    sight: Sight
 
     def beside(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values `[rows, H, T + P, D]` of tokens `[rows, H, T, D]`, rows slot by slot."""
         return _joined(key, self.key), _joined(value, self.value)
 
-    def mask(self, mask: Tensor | None, shape: tuple[int, int, int], *, causal: bool) -> Tensor | None:
-        """Who sees whom, `[1 or rows, 1, Q, T + P]`, or None where every query sees all.
+
+class Sight:
+    """Who sees whom in attentions with prefixes; what it made last is kept for the next attention.
+
+    Args:
+        lengths: Living tokens of each slot's prefix.
+        tokens: Tokens of every prefix, padding included, P.
+    """
+
+    def __init__(self, lengths: tuple[int, ...], tokens: int) -> None:
+        self.lengths = lengths
+        self._tokens = tokens
+        self._asked: tuple[object, ...] = ()
+        self._given: Tensor | None = None
+        self._made: Tensor | None = None
+
+    def mask(
+        self, query: Tensor, keys: int, mask: Tensor | None = None, causal: bool = False
+    ) -> Tensor | None:
+        """What is added to scores, `[1 or rows, 1, 1 or Q, T + P]`; None where every query sees all.
 
         Args:
-            mask: Of the tokens alone, `[1 or rows, 1, Q, T]`: boolean, or added to the scores.
-            shape: Rows, queries Q and keys T, without the prefix; the queries are the last of the keys.
-            causal: Whether a query sees no later key, where `mask` is None.
+            query: `[rows, H, Q, D]`, the last ones of the T tokens.
+            keys: T, without the prefix.
+            mask: Of the tokens alone, `[1 or rows, 1, Q, T]`: what is seen, or what is added to scores.
+            causal: Whether a query sees no later token, where `mask` is None.
         """
-        rows, queries, keys = shape
-        causal = causal and mask is None and queries > 1
-        if mask is None and not causal and min(self.lengths) == self.key.shape[2]:
+        rows, queries = query.shape[0], query.shape[2]
+        asked = (rows, queries, keys, causal, query.dtype, query.device)
+        if self._asked != asked or self._given is not mask:
+            self._asked, self._given = asked, mask
+            if mask is None and causal and queries > 1:
+                mask = query.new_ones(1, 1, queries, keys, dtype=torch.bool).tril(keys - queries)
+            self._made = self._make(query, keys, mask)
+        return self._made
+
+    def _make(self, query: Tensor, keys: int, mask: Tensor | None) -> Tensor | None:
+        if mask is None and min(self.lengths) == self._tokens:
             return None
         if mask is None:
-            mask = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=self.key.device)
-            mask = mask.tril(keys - queries) if causal else mask
-        live = self._live(rows, mask.dtype)
-        wanted = max(mask.shape[0], live.shape[0])
-        parts = [part.expand(wanted, 1, queries, -1) for part in (mask, live)]
-        return torch.cat(parts, 3)
+            mask = query.new_ones(1, 1, 1, keys, dtype=torch.bool)
+        parts = [_added(part, query.dtype) for part in (mask, self._live(query))]
+        shape = [max(sizes) for sizes in zip(*(part.shape[:3] for part in parts), strict=True)]
+        return torch.cat([part.expand(*shape, -1) for part in parts], 3)
 
-    def _live(self, rows: int, dtype: torch.dtype) -> Tensor:
-        """Which tokens of the prefix are seen, `[1 or rows, 1, 1, P]`, in the form of a mask of a type."""
-        lengths = torch.tensor(self.lengths, device=self.key.device)
-        if len(set(self.lengths)) == 1:
-            lengths, rows = lengths[:1], 1
-        lengths = lengths.repeat_interleave(rows // len(lengths))
-        live = torch.arange(self.key.shape[2], device=lengths.device) < lengths.view(-1, 1, 1, 1)
-        if dtype == torch.bool:
-            return live
-        return torch.zeros(live.shape, dtype=dtype, device=live.device).masked_fill(~live, -torch.inf)
+    def _live(self, query: Tensor) -> Tensor:
+        """Which tokens of the prefixes are seen, `[1 or rows, 1, 1, P]`."""
+        alike = len(set(self.lengths)) == 1
+        lengths = torch.tensor(self.lengths[:1] if alike else self.lengths, device=query.device)
+        if not alike:
+            lengths = lengths.repeat_interleave(query.shape[0] // len(lengths))
+        return torch.arange(self._tokens, device=query.device) < lengths.view(-1, 1, 1, 1)
+
+
+def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask as it is added to scores."""
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, -torch.inf)
 
 
 def _joined(tokens: Tensor, prefix: Tensor) -> Tensor:

@@ -51,10 +51,9 @@ def _attention(
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     prefix: Prefix = module.find_prefix()  # type: ignore[operator]
-    shape = (query.shape[0], query.shape[2], key.shape[2])
     causal = options.pop("is_causal", None)
     causal = bool(getattr(module, "is_causal", True)) if causal is None else causal
-    mask = prefix.mask(mask, shape, causal=causal)
+    mask = prefix.sight.mask(query, key.shape[2], mask, causal=causal)
     key, value = prefix.beside(key, value)
     return sdpa_attention_forward(module, query, key, value, mask, is_causal=False, **options)
 
@@ -63,8 +62,9 @@ def _begin_later(
     prefixes: Mapping[str, Prefix], module: nn.Module, args: tuple[Any, ...], options: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Shifts each slot's positions by the length of its prefix."""
-    lengths = next(iter(prefixes.values())).lengths
-    inputs = options["inputs_embeds"] if options.get("input_ids") is None else options["input_ids"]
+    lengths = next(iter(prefixes.values())).sight.lengths
+    given = (*args[:1], options.get("input_ids"), options.get("inputs_embeds"))
+    inputs = next(each for each in given if each is not None)
     positions = options.get("position_ids")
     if positions is None:
         cache = options.get("past_key_values")

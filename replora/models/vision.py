@@ -166,16 +166,14 @@ class _PrefixAttention(nn.Module):
         own, prefix = self.attention, self._prefixes[self._path]
         qkv = own.qkv(x).unflatten(2, (3, own.num_heads, -1)).permute(2, 0, 3, 1, 4)
         query, key, value = own.q_norm(qkv[0]), own.k_norm(qkv[1]), qkv[2]
-        tokens = x.shape[1]
-        mask = prefix.mask(attn_mask, (len(x), tokens, tokens), causal=is_causal)
+        mask = prefix.sight.mask(query, x.shape[1], attn_mask, causal=is_causal)
         key, value = prefix.beside(key, value)
         if own.fused_attn:
-            seen = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+            # A copy of the query alone, so that what backward keeps is not the whole qkv.
+            seen = F.scaled_dot_product_attention(query.contiguous(), key, value, attn_mask=mask)
         else:
             scores = (query * own.scale) @ key.transpose(-2, -1)
-            if mask is not None:
-                scores = scores.masked_fill(~mask, -torch.inf)
-            seen = scores.softmax(-1) @ value
+            seen = (scores if mask is None else scores + mask).softmax(-1) @ value
         seen = own.norm(seen.transpose(1, 2).flatten(2))
         gated = seen if own.gate is None else seen * own.gate(x).sigmoid()
         out: Tensor = own.proj(gated)

@@ -92,15 +92,14 @@ class WindowAttention(nn.Module):
         if self.find_prefix is not None:
             prefix = self.find_prefix()
             key, value = prefix.beside(key, value)
-            mask = prefix.mask(None, (rows, tokens, tokens), causal=False)
+            mask = prefix.sight.mask(query, tokens)
         beside = (0, key.shape[2] - tokens)  # a prefix is at no distance, and in every window's own region
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
         scores = scores + functional.pad(self._position_bias(tokens), beside)
         if apart is not None:
             scores = scores.unflatten(0, (-1, len(apart))) + functional.pad(apart, beside).unsqueeze(1)
             scores = scores.flatten(0, 1)
-        if mask is not None:
-            scores = scores.masked_fill(~mask, -torch.inf)
+        scores = scores if mask is None else scores + mask
         mixed = scores.softmax(-1) @ value
         found: Tensor = self.proj(mixed.transpose(1, 2).reshape(rows, tokens, width))
         return found

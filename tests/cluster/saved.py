@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from replora.config import MethodConfig
 from replora.methods.adaptation import adapt
 from replora.models.base import Backbone, Target
+from replora.models.transformer_prefix import transformer_attend
 
 _LLAMA = {
     "query": "self_attn.q_proj",
@@ -42,8 +44,10 @@ def llama_backbone(sizes: tuple[int, int, int, int], vocabulary: int, dtype: tor
             linear = model.get_submodule(f"layers.{block}.{path}")
             assert isinstance(linear, nn.Linear)
             rows = (0, linear.out_features)
-            targets.append(Target(name, block, f"layers.{block}.{path}", rows, linear.in_features))
-    return Backbone("llama", model, targets, _mean_of_tokens, width, "sha256:0")
+            heads_of = heads if name in ("query", "key", "value") else 0
+            targets.append(Target(name, block, f"layers.{block}.{path}", rows, linear.in_features, heads_of))
+    backbone = Backbone("llama", model, targets, _mean_of_tokens, width, "sha256:0")
+    return replace(backbone, attend=transformer_attend)
 
 
 def _mean_of_tokens(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
@@ -64,6 +68,8 @@ def saved_bytes(backbone: Backbone, method: MethodConfig, batch: Mapping[str, Te
     known = {
         _place(t) for t in (*backbone.model.parameters(), *backbone.model.buffers(), *parameters.values())
     }
+    seam = getattr(adaptation, "_seam", None)
+    known |= {_place(cut) for cut in seam._cut} if seam else set()  # made once per step, not per token
     saved: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:

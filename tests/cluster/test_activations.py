@@ -8,6 +8,8 @@ of positions, the last norm, and that the first block's input needs no gradient.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import timm
 import torch
@@ -16,18 +18,20 @@ from timm.models import VisionTransformer
 from cluster.activations import activation_bytes
 from cluster.anatomy import Anatomy, anatomy_of
 from replora.config import (
+    AdapterMethod,
     BackboneConfig,
     FullMethod,
     LinearProbeMethod,
     LoraMethod,
     MethodConfig,
+    PrefixMethod,
     ReploraMethod,
     RunConfig,
     TrainConfig,
 )
 from replora.models.base import Backbone
 from replora.models.digits import build_digits_vit
-from replora.models.vision import unfuse_short_attention, vit_features, vit_targets
+from replora.models.vision import unfuse_short_attention, vit_attend, vit_features, vit_targets
 from tests.cluster.anatomies import llama
 from tests.cluster.saved import llama_backbone, saved_bytes
 
@@ -50,15 +54,24 @@ def run(method: MethodConfig, precision: str = "fp32", backbone: str = "vit-digi
         (LoraMethod(rank=4, targets=FIVE), 0.01),
         (LoraMethod(rank=4, targets=FIVE, dropout=0.1), 0.04),
         (ReploraMethod(rank=4, hidden=8, plain_targets=("up",)), 0.01),
+        (AdapterMethod(bottleneck=8, targets=("down", "query")), 0.01),
+        (AdapterMethod(bottleneck=8, targets=("up", "down"), form="parallel", activation="gelu"), 0.01),
+        (AdapterMethod(bottleneck=8, dropout=0.1), 0.03),
+        (PrefixMethod(tokens=16), 0.02),
+        (PrefixMethod(tokens=16, made="mlp", hidden=8), 0.02),
     ],
-    ids=["query-value", "five-targets", "dropout", "generated"],
+    ids=[
+        *("query-value", "five-targets", "dropout", "generated"),
+        *("series", "parallel", "adapter-dropout", "prefix", "prefix-mlp"),
+    ],
 )
 def test_llama_saves_what_the_formula_says(precision: str, method: MethodConfig, tolerance: float) -> None:
     slots, examples, tokens = 2, 2, 32
     batch = {"tokens": torch.randint(0, 100, (slots, examples, tokens))}
     measured = saved_bytes(llama_backbone(SIZES, 100, TYPES[precision]), method, batch)
     rows = slots * examples * tokens
-    predicted = activation_bytes(run(method, precision), llama(*SIZES, 100), rows, recompute=False)
+    anatomy = replace(llama(*SIZES, 100), tokens=tokens)
+    predicted = activation_bytes(run(method, precision), anatomy, rows, recompute=False)
     assert predicted == pytest.approx(measured, rel=tolerance)
 
 
@@ -78,6 +91,7 @@ def vit_case(name: str) -> tuple[Backbone, Anatomy, tuple[int, ...]]:
     model.eval().requires_grad_(False)
     unfuse_short_attention(model)
     backbone = Backbone(name, model, vit_targets(model), vit_features, model.embed_dim, "sha256:0")
+    backbone = replace(backbone, attend=vit_attend)
     return backbone, anatomy_of(run(LoraMethod(), backbone=name)), image
 
 
@@ -89,8 +103,15 @@ def vit_case(name: str) -> tuple[Backbone, Anatomy, tuple[int, ...]]:
         (LoraMethod(rank=4, targets=("query", "value", "output", "up", "down")), 0.02),
         (ReploraMethod(rank=8, hidden=16), 0.02),
         (FullMethod(), 0.04),
+        (AdapterMethod(bottleneck=8, targets=("output", "down")), 0.02),
+        (AdapterMethod(bottleneck=8, targets=("query", "value")), 0.02),
+        (AdapterMethod(bottleneck=8, targets=("output", "up"), form="parallel"), 0.02),
+        (PrefixMethod(tokens=16), 0.02),
     ],
-    ids=["query-value", "five-targets", "generated", "full"],
+    ids=[
+        *("query-value", "five-targets", "generated", "full"),
+        *("series", "series-on-slices", "parallel", "prefix"),
+    ],
 )
 def test_vit_saves_what_the_formula_says(name: str, method: MethodConfig, tolerance: float) -> None:
     backbone, anatomy, image = vit_case(name)
