@@ -23,6 +23,7 @@ from torch import Tensor
 from replora.config import AdapterMethod, ComposedMethod, LowRankMethod, PrefixMethod
 from replora.errors import AdapterError
 from replora.methods.bake import BakedTarget, bake, head, merge
+from replora.methods.exchange.readmes import family_of, merged_readme, peft_readme
 from replora.methods.folder import SavedAdapter, load_adapter, save_adapter
 from replora.models.base import Backbone
 from replora.models.hub import checkpoint_files
@@ -84,6 +85,7 @@ def _peft_lora(adapter: SavedAdapter, backbone: Backbone) -> Files:
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
     targets = sorted(bake(adapter, backbone), key=lambda target: (target.module, target.rows))
+    _check_peft(targets, backbone)
     for module, run in groupby(targets, key=lambda target: target.module):
         members = list(run)
         a, b = _stacked(members, backbone)
@@ -97,13 +99,31 @@ def _peft_lora(adapter: SavedAdapter, backbone: Backbone) -> Files:
     trained_head = head(adapter)
     if trained_head is not None:
         tensors["base_model.model.head.weight"], tensors["base_model.model.head.bias"] = trained_head
-    name = adapter.config.backbone.name
-    readme = _PEFT_LANGUAGE_README if is_language_model(name) else _PEFT_README
     return {
         "adapter_model.safetensors": tensors,
         "adapter_config.json": described,
-        "README.md": readme.format(name=name, classes=adapter.head_width),
+        "README.md": peft_readme(backbone, adapter.head_width),
     }
+
+
+def _check_peft(targets: Sequence[BakedTarget], backbone: Backbone) -> None:
+    """Refuses what stock PEFT would leave out without a word.
+
+    Raises:
+        AdapterError: If the base reads an adapted weight by itself, or more than the adapter was trained.
+    """
+    if family_of(backbone) == "video":
+        unheard = sorted({each.name for each in targets if ".attn." in each.module})
+        if unheard:
+            raise AdapterError(
+                f"{backbone.name}: torchvision's attention reads the weights of {', '.join(unheard)} by "
+                "itself and would ignore a LoRA of PEFT on them.\n  Export it as merged."
+            )
+    if backbone.beside is not None:
+        raise AdapterError(
+            f"{backbone.name}: its biases and its visual embedding were trained beside the adapter, and a "
+            "LoRA of PEFT has no place for them.\n  Export it as merged."
+        )
 
 
 def _stacked(targets: Sequence[BakedTarget], backbone: Backbone) -> tuple[Tensor, Tensor]:
@@ -157,10 +177,9 @@ def _lora_config(
 
 
 def _merged(adapter: SavedAdapter, backbone: Backbone) -> Files:
-    name = adapter.config.backbone.name
-    if is_language_model(name):
-        readme = _MERGED_LANGUAGE_README.format(name=name)
-        return {**checkpoint_files(merge(adapter, backbone), backbone.processor), "README.md": readme}
+    readme = {"README.md": merged_readme(backbone, adapter.head_width)}
+    if is_language_model(backbone.name):
+        return {**checkpoint_files(merge(adapter, backbone), backbone.processor), **readme}
     tensors = {name: tensor.detach() for name, tensor in merge(adapter, backbone).state_dict().items()}
     trained_head = head(adapter)
     if trained_head is not None:
@@ -170,47 +189,8 @@ def _merged(adapter: SavedAdapter, backbone: Backbone) -> Files:
         "classes": adapter.head_width,
         "made_from": adapter.config.model_dump(mode="json"),
     }
-    readme = _MERGED_README.format(name=name, classes=adapter.head_width)
     return {
         "model.safetensors": tensors,
         "config.json": json.dumps(described, indent=2) + "\n",
-        "README.md": readme,
+        **readme,
     }
-
-
-_PEFT_README = """\
-# A PEFT adapter for {name}
-
-    from peft import PeftModel
-    from replora.config import BackboneConfig
-    from replora.models.load import load_backbone
-
-    base = load_backbone(BackboneConfig(name="{name}"), precision="fp32", device="cpu").model
-    base.reset_classifier({classes})
-    model = PeftModel.from_pretrained(base, "<this folder>").eval()
-
-`base` is a timm VisionTransformer; any way to build the same one with the same weights will do.
-"""
-
-_PEFT_LANGUAGE_README = """\
-# A PEFT adapter for {name}
-
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    base = AutoModelForCausalLM.from_pretrained("<folder of {name}>")
-    model = PeftModel.from_pretrained(base, "<this folder>").eval()
-"""
-
-_MERGED_LANGUAGE_README = """\
-# {name} with the adapter merged in
-
-A whole checkpoint: `AutoModelForCausalLM.from_pretrained("<this folder>")`.
-"""
-
-_MERGED_README = """\
-# {name} with the adapter merged in
-
-`model.safetensors` is the state of the timm VisionTransformer with {classes} classes: build it, call
-`reset_classifier({classes})`, and `load_state_dict(safetensors.torch.load_file("model.safetensors"))`.
-"""

@@ -219,3 +219,7 @@ def test_a_bart_learns_to_answer_through_the_command_line(
     tested = command("eval", str(tmp_path / "out"), "--split", "test", capsys=capsys)
     assert tested["metrics"]["loss"] < 2.0
     assert 0.0 <= tested["metrics"]["accuracy"] <= 1.0
+    for form in ("merged", "peft-lora", "replora"):
+        out = tmp_path / form
+        command("export", str(tmp_path / "out"), "--as", form, "--out", str(out), capsys=capsys)
+        assert any(out.glob("*.safetensors"))

@@ -246,3 +246,5 @@ def test_a_video_swin_tells_clips_apart_through_the_command_line(
     trained = command("train", str(run), "--dir", str(tmp_path / "out"))
     assert trained["metrics"]["accuracy"] == 1.0
     assert command("eval", str(tmp_path / "out"), "--split", "test")["metrics"]["accuracy"] == 1.0
+    command("export", str(tmp_path / "out"), "--as", "merged", "--out", str(tmp_path / "merged"))
+    assert (tmp_path / "merged" / "model.safetensors").exists()
