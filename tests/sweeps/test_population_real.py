@@ -1,4 +1,4 @@
-"""Population-based training of real trials, packed, on both backends: the result is that of its own schedule."""
+"""Population-based training of real trials, packed, on both backends: its result is its schedule's."""
 
 from __future__ import annotations
 
@@ -41,9 +41,8 @@ def check(folder: Path, view: SweepView) -> None:
     assert best is not None
     for trial in copies:
         if trial.state == "finished":
-            assert [step for step, _ in trial.reports][
-                0
-            ] > trial.parent_step  # it was not trained from its start
+            first = next(step for step, _ in trial.reports)
+            assert first > trial.parent_step, "it was trained from its start"
     last = max((trial for trial in copies if trial.state == "finished"), key=lambda trial: trial.number)
     run = RunConfig.model_validate(last.config)
     alone = trained(run, folder / "alone")
