@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 
 from replora.models.base import Backbone, Target
+from replora.models.transformer_prefix import transformer_attend
 from replora.models.vision import vit_features, vit_targets
 from replora.tasks.base import SplitName
 from replora.tasks.classification import Classification
@@ -68,12 +69,14 @@ def llama_30m(layers: int = 8) -> Backbone:
         use_cache=False,
     )
     model = LlamaModel(config).eval().requires_grad_(False)
-    targets = tuple(
-        Target(name, block, f"layers.{block}.self_attn.{module}", (0, 512), 512, 8)
-        for block in range(layers)
-        for name, module in (("query", "q_proj"), ("value", "v_proj"))
-    )
-    return Backbone("llama-30m", model, targets, _last_token, 512, NO_FINGERPRINT)
+    targets = []
+    for block in range(layers):
+        for name in ("query", "key", "value"):
+            path = f"layers.{block}.self_attn.{name[0]}_proj"
+            targets.append(Target(name, block, path, (0, 512), 512, 8))
+        targets.append(Target("down", block, f"layers.{block}.mlp.down_proj", (0, 512), 1408))
+    features, attend = _last_token, transformer_attend
+    return Backbone("llama-30m", model, targets, features, 512, NO_FINGERPRINT, attend=attend)
 
 
 def _last_token(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:

@@ -14,78 +14,25 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from benchmarks._common import Row, cores, finish, interleaved, is_quick, machine, median, say, timed
-from benchmarks._models import llama_30m, random_task, random_vit
 from benchmarks._peers.lora import LoraTrainer
 from benchmarks._saved import saved_bytes
-from replora.config import ReploraMethod, RunConfig, TrainConfig
-from replora.models.base import Backbone
-from replora.tasks.base import Task
-from replora.train.pack import Pack
+from benchmarks._steps import STEPS, Case, Side, cases, our_side, peer_side
+from replora.config import ReploraMethod, RunConfig
 
 RANK = 8
-STEPS = 100_000  # never reached: no evaluation and no checkpoint falls into a measured step
-
-
-@dataclass(frozen=True)
-class Case:
-    """A base with a task of random data, PEFT's names of the targets and the batch."""
-
-    name: str
-    backbone: Backbone
-    task: Task
-    peft_targets: tuple[str, ...]
-    batch: int
-
-
-def cases(*, quick: bool) -> list[Case]:
-    torch.manual_seed(0)
-    tokens = torch.randint(8192, (16, 8 if quick else 128))
-    llama = llama_30m(1 if quick else 8)
-    found = [Case("llama-30m", llama, random_task("tokens", tokens), ("q_proj", "v_proj"), 4)]
-    if not quick:
-        vit = random_vit("vit_small_patch16_224")
-        images = torch.randn(16, 3, 224, 224)
-        found.append(Case("vit-s16", vit, random_task("image", images), ("qkv",), 8))
-    return found
-
-
-@dataclass(frozen=True)
-class Side:
-    """One optimizer step, and the frozen weights that it runs on."""
-
-    step: Callable[[], object]
-    frozen: tuple[Tensor, ...]
-
-
-def ours(case: Case, folder: Path) -> Side:
-    """RepLoRA as a pack of one."""
-    train = TrainConfig(steps=STEPS, batch=case.batch, eval_every=STEPS, checkpoint_every=STEPS)
-    config = RunConfig(method=ReploraMethod(rank=RANK), train=train)
-    pack = Pack(config, case.backbone, case.task, 1)
-    pack.admit("solo", config, folder)
-    return Side(pack.step, tuple(case.backbone.model.parameters()))
 
 
 def peft(case: Case) -> Side:
-    """PEFT's LoRA; batches in a shuffled order, as ours."""
+    """PEFT's LoRA."""
     optim = RunConfig().optim
     trainer = LoraTrainer(case.backbone, case.peft_targets, RANK, case.task.head_width, optim, STEPS)
-    split = case.task.split("train")
-
-    def step() -> Tensor:
-        chosen = torch.randperm(len(split))[: case.batch]
-        return trainer.step(split.take(chosen, None), case.task)
-
-    frozen = tuple(p for p in trainer.model.parameters() if not p.requires_grad)
-    return Side(step, frozen)
+    return peer_side(case, trainer)
 
 
 def time_row(case: Case, sides: dict[str, Side], threads: int, repeats: int) -> Row:
@@ -109,7 +56,7 @@ def milliseconds(step: Callable[[], object]) -> float:
 def rows_of(case: Case, repeats: int) -> list[Row]:
     """Times with one and with two threads, and activations."""
     with tempfile.TemporaryDirectory() as folder:
-        sides = {"ours": ours(case, Path(folder)), "peft": peft(case)}
+        sides = {"ours": our_side(case, ReploraMethod(rank=RANK), Path(folder)), "peft": peft(case)}
         rows = [time_row(case, sides, threads, repeats) for threads in sorted({1, min(2, cores())})]
         ours_mib, peft_mib = (saved_bytes(side.step, side.frozen) / 2**20 for side in sides.values())
     ratio = ours_mib / peft_mib

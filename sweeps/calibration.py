@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from cluster.calibration import Peak, remember
 from replora.atomic import write_atomically
 from replora.config import RunConfig
 from replora.errors import ConfigError, MachineError, ReploraError, RunFailedError
@@ -91,10 +90,7 @@ def remember_limits(config: SweepConfig, limits: Limits) -> None:
 
 
 def _measure(run: RunConfig, layout: Layout, limit: int) -> dict[int, float]:
-    """Mean rates of as many processes as there will be hosts, all measuring at once.
-
-    What one of them held is remembered for plans.
-    """
+    """Mean rates of as many processes as there will be hosts, all measuring at once."""
     words = [sys.executable, "-m", "replora.train.calibrate", str(limit), str(layout.threads)]
     gpus = visible_gpus()
     processes = [
@@ -109,7 +105,6 @@ def _measure(run: RunConfig, layout: Layout, limit: int) -> dict[int, float]:
         for index in range(layout.hosts)
     ]
     found: list[dict[int, float]] = []
-    peak = None
     try:
         for process in processes:
             assert process.stdin is not None
@@ -120,9 +115,7 @@ def _measure(run: RunConfig, layout: Layout, limit: int) -> dict[int, float]:
             answer, complaint = process.communicate()
             if process.returncode:
                 raise _failure(process.returncode, complaint.strip())
-            measured = json.loads(answer)
-            found.append({int(width): float(rate) for width, rate in measured["rates"].items()})
-            peak = measured["peak"]
+            found.append({int(width): float(rate) for width, rate in json.loads(answer).items()})
     finally:
         for process in processes:
             process.kill()
@@ -130,8 +123,6 @@ def _measure(run: RunConfig, layout: Layout, limit: int) -> dict[int, float]:
             for pipe in (process.stdin, process.stdout, process.stderr):
                 if pipe is not None:
                     pipe.close()
-    if peak is not None:
-        remember(run, Peak(**peak))
     common = set.intersection(*(set(rates) for rates in found))
     return {width: sum(rates[width] for rates in found) / len(found) for width in sorted(common)}
 

@@ -74,12 +74,10 @@ def _dry_run(config: SweepConfig, folder: Path) -> Answer:
     from dataclasses import asdict
 
     from sweeps.calibration import remembered_layout
-    from sweeps.placement import placed
     from sweeps.preview import preview
     from sweeps.resources import trials_planned
 
-    layout = placed(config, remembered_layout(config))
-    planned, trials = trials_planned(config), preview(config)
+    layout, planned, trials = remembered_layout(config), trials_planned(config), preview(config)
     document = {
         "sweep_dir": str(folder),
         "dry_run": True,

@@ -17,7 +17,12 @@ from benchmarks._common import Row, finish, interleaved
 from benchmarks._saved import saved_bytes
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
-OWN = ("makespan", "pack_memory", "planner_choice", "step_time", "time_to_best", "trial_switch")
+OWN = ("makespan", "methods", "pack_memory", "planner_choice", "step_time", "time_to_best", "trial_switch")
+METHODS = {
+    f"llama-30m-{method}-{what}"
+    for method in ("lora", "replora", "dora", "doran", "adapter", "prefix")
+    for what in ("time", "activations")
+} | {"llama-30m-inference-replora", "llama-30m-inference-merged"}
 FIELDS = {"name", "ours", "peer", "unit", "ratio", "aim", "device"}
 
 
@@ -37,6 +42,7 @@ def quick_rows(name: str) -> list[dict[str, Any]]:
         ("trial_switch", {"withdraw-admit", "finish-admit"}),
         ("pack_memory", {"growth", "vs-eight-bases"}),
         ("planner_choice", {"digits-b4"}),
+        ("methods", METHODS),
     ],
 )
 def test_quick_run_ends_with_rows_in_the_documented_form(benchmark: str, names: set[str]) -> None:

@@ -15,7 +15,7 @@ from replora.config import OptimConfig, RunConfig
 from replora.models.base import Backbone
 from replora.tasks.base import Task
 
-__all__ = ["LoraTrainer", "train_lora"]
+__all__ = ["LoraTrainer", "PeerTrainer", "lora_model", "train_lora"]
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda share: 1.0,
@@ -24,31 +24,41 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 }
 
 
-class LoraTrainer:
-    """LoRA of PEFT on the named linears plus a linear head, with AdamW, schedule and clipping.
-
-    AdamW is the fused one: the fastest of PyTorch's three for tensors this small.
+def lora_model(backbone: Backbone, targets: Sequence[str], rank: int, *, use_dora: bool = False) -> nn.Module:
+    """A copy of the base under LoRA (or DoRA) of PEFT; without targets, the bare copy.
 
     Args:
         backbone: Frozen base; it is copied, so that one load serves many trials.
         targets: Names of the linears, as PEFT takes them, for example `("qkv",)`.
         rank: LoRA's r; alpha is the same.
+        use_dora: Whether the weight is decomposed.
+    """
+    model = copy.deepcopy(backbone.model)
+    if not targets:
+        return model
+    config = LoraConfig(
+        r=rank, lora_alpha=rank, target_modules=list(targets), lora_dropout=0.0, use_dora=use_dora
+    )
+    return inject_adapter(config, model)
+
+
+class PeerTrainer:
+    """An adapted model plus a linear head, with AdamW, schedule and clipping.
+
+    AdamW is the fused one: the fastest of PyTorch's three for tensors this small.
+
+    Args:
+        model: The base with its adapter; what requires a gradient trains.
+        backbone: Gives the features and their width.
         classes: Outputs of the head.
         optim: Learning rate, weight decay, schedule and clipping.
         steps: Length of the schedule.
     """
 
     def __init__(
-        self,
-        backbone: Backbone,
-        targets: Sequence[str],
-        rank: int,
-        classes: int,
-        optim: OptimConfig,
-        steps: int,
+        self, model: nn.Module, backbone: Backbone, classes: int, optim: OptimConfig, steps: int
     ) -> None:
-        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets), lora_dropout=0.0)
-        self.model = inject_adapter(config, copy.deepcopy(backbone.model))
+        self.model = model
         self.head = nn.Linear(backbone.width, classes)
         self.features = backbone.features
         self.clip_norm = optim.clip_norm
@@ -82,6 +92,21 @@ class LoraTrainer:
         return loss.detach()
 
 
+class LoraTrainer(PeerTrainer):
+    """LoRA of PEFT on the named linears."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        targets: Sequence[str],
+        rank: int,
+        classes: int,
+        optim: OptimConfig,
+        steps: int,
+    ) -> None:
+        super().__init__(lora_model(backbone, targets, rank), backbone, classes, optim, steps)
+
+
 def train_lora(
     config: RunConfig, backbone: Backbone, task: Task, targets: Sequence[str]
 ) -> list[dict[str, float]]:
@@ -101,7 +126,7 @@ def train_lora(
     return reports
 
 
-def evaluate(trainer: LoraTrainer, task: Task) -> dict[str, float]:
+def evaluate(trainer: PeerTrainer, task: Task) -> dict[str, float]:
     """Metrics of the whole validation split."""
 
     def forward(batch: Mapping[str, Tensor]) -> Tensor:
