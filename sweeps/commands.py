@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,16 +75,17 @@ def _dry_run(config: SweepConfig, folder: Path) -> Answer:
     from dataclasses import asdict
 
     from sweeps.calibration import remembered_layout
-    from sweeps.preview import preview
+    from sweeps.preview import packs_of, preview
     from sweeps.resources import trials_planned
 
     layout, planned, trials = remembered_layout(config), trials_planned(config), preview(config)
+    packs = packs_of(trials)
     document = {
         "sweep_dir": str(folder),
         "dry_run": True,
         "trials": trials,
         "trials_planned": planned,
-        "plan": {"backend": config.backend, **asdict(layout)},
+        "plan": {"backend": config.backend, **asdict(layout), "packs": packs},
         "seconds": None,
         "best": None,
     }
@@ -91,6 +93,7 @@ def _dry_run(config: SweepConfig, folder: Path) -> Answer:
         f"Sweep {config.name}: {planned} trials of {config.run.train.steps} steps at most, in {folder}",
         f"Plan: {layout.hosts} hosts x {layout.slots} slots x {layout.threads} threads, "
         f"backend {config.backend}; time unknown before something has run",
+        *(_packs(packs) if len(packs) > 1 else ()),
         *(f"  {_point(row)}" for row in trials[:MAX_PREVIEW]),
     ]
     if len(trials) > MAX_PREVIEW:
@@ -98,6 +101,13 @@ def _dry_run(config: SweepConfig, folder: Path) -> Answer:
     if not trials:
         lines.append(f"  {config.search.name} proposes the configurations while the sweep runs")
     return Answer(document, "\n".join(lines))
+
+
+def _packs(packs: list[dict[str, Any]]) -> Iterator[str]:
+    yield f"Packs: trials of {len(packs)} kinds, which cannot share one; they take turns on a host"
+    for pack in packs:
+        point = "  ".join(f"{key}={value}" for key, value in pack["point"].items())
+        yield f"  {pack['trials']} x {point}"
 
 
 def _point(row: dict[str, Any]) -> str:

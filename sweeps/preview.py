@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from replora.config import RunConfig
 from replora.errors import ConfigError
+from replora.train.key import pack_key, shared_fields
 from sweeps.config import SweepConfig
 from sweeps.objective import objectives_of
 from sweeps.search import make_searcher
+from sweeps.space import value_at
 from sweeps.trials import runs_of
 
-__all__ = ["preview"]
+__all__ = ["packs_of", "preview"]
 
 
 def preview(config: SweepConfig) -> list[dict[str, Any]]:
@@ -29,3 +32,14 @@ def preview(config: SweepConfig) -> list[dict[str, Any]]:
             row = {"point": point, "seed": run.seed, "state": "planned", "objective": None}
             rows.setdefault(name, {"fingerprint": name, **row, "config": run.model_dump(mode="json")})
     return list(rows.values())
+
+
+def packs_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Kinds of trials that share packs among themselves alone: how many, and the values that part them."""
+    packs: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        run = RunConfig.model_validate(row["config"])
+        shared = shared_fields(run)
+        apart = {key: value for key, value in row["point"].items() if value_at(shared, key) is not None}
+        packs.setdefault(pack_key(run), {"trials": 0, "point": apart})["trials"] += 1
+    return list(packs.values())

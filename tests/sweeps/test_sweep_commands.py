@@ -118,6 +118,19 @@ def test_a_dry_run_of_optuna_counts_trials_without_naming_them(replora: Replora)
     assert document["trials_planned"] == 40 + 3 * 5
 
 
+def test_a_dry_run_says_which_trials_cannot_share_a_pack(replora: Replora) -> None:
+    _, out, _ = replora("sweep", "digits-methods", "--dry-run", "--json")
+    names = ("lora", "replora", "adapter", "prefix")
+    assert json.loads(out)["plan"]["packs"] == [
+        {"trials": 8, "point": {"method.name": name}} for name in names
+    ]
+    _, text, _ = replora("sweep", "digits-methods", "--dry-run")
+    assert "trials of 4 kinds, which cannot share one" in text
+    assert "8 x method.name=prefix" in text
+    _, one, _ = replora("sweep", "smoke", "--dry-run")
+    assert "cannot share" not in one
+
+
 def test_a_dry_run_imports_neither_torch_nor_ray() -> None:
     code = (
         "import sys; from replora.cli import main; main(['sweep', 'digits-grid', '--dry-run']);"
@@ -140,7 +153,12 @@ def test_the_papers_grid_has_25_points_and_confirms_five() -> None:
 
 def test_ls_lists_the_sweeps_of_the_package(replora: Replora) -> None:
     _, out, _ = replora("ls", "spaces", "--json")
-    assert [row["name"] for row in json.loads(out)] == ["digits-grid", "digits-optuna", "smoke"]
+    assert [row["name"] for row in json.loads(out)] == [
+        "digits-grid",
+        "digits-methods",
+        "digits-optuna",
+        "smoke",
+    ]
 
 
 @pytest.mark.parametrize(
