@@ -67,6 +67,10 @@ def engine_faults(config: RunConfig) -> Iterator[Fault]:
     if engine.zero and train.precision == "fp64":
         text = "engine.zero must be 0 where train.precision is fp64: DeepSpeed keeps its copies in fp32."
         yield Fault(("engine", "zero"), text)
+    if engine.zero == 3 and getattr(config.method, "composition", "additive") != "additive":
+        name = config.method.name
+        text = f"engine.zero must be at most 2 for {name}: its gains read the whole base at every step."
+        yield Fault(("engine", "zero"), text)
     if isinstance(config.method, FullMethod):
         if engine.zero == 3:
             text = "engine.zero must be at most 2 for the method full: stage 3 shares a frozen base."

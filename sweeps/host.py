@@ -175,13 +175,13 @@ class Host:
         return self._groups[key]
 
     def _base_of(self, config: RunConfig) -> tuple[Backbone, Task]:
-        from replora.models.load import load_backbone
         from replora.tasks.load import load_task
+        from replora.train.engine import load_base
 
         key = _base_key(config)
         if key not in self._bases:
             where: dict[str, Any] = {"precision": config.train.precision, "device": self._device}
-            backbone = load_backbone(config.backbone, **where)
+            backbone = load_base(config, self._device)
             self._bases[key] = backbone, load_task(config.task, processor=backbone.processor, **where)
         return self._bases[key]
 
@@ -195,7 +195,12 @@ class Host:
 
 
 def _base_key(config: RunConfig) -> Hashable:
-    return (config.backbone.model_dump_json(), config.task.model_dump_json(), config.train.precision)
+    return (
+        config.backbone.model_dump_json(),
+        config.task.model_dump_json(),
+        config.train.precision,
+        config.engine.zero,
+    )
 
 
 def _failed(trial: str, step: int, error: Exception) -> Failed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,13 @@ _IGNORED = "rotary_emb.inv_freq"
 _RANDOM_SEED, _DEVIATION = 0, 0.02  # choice; a constant, so that every process makes the same base
 
 
-def load_checkpoint(model: nn.Module, folder: Path, dtype: torch.dtype, device: torch.device) -> str:
+def load_checkpoint(
+    model: nn.Module,
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    share: Callable[[nn.Parameter], None] | None = None,
+) -> str:
     """Fills a model that is on the meta device; returns the fingerprint of the weights in the files.
 
     Each tensor goes from the mapped file to the device in its type before the next is read. On the CPU,
@@ -36,6 +42,8 @@ def load_checkpoint(model: nn.Module, folder: Path, dtype: torch.dtype, device: 
         folder: With `model.safetensors`, or an index and its shards.
         dtype: Of the weights in the model.
         device: Of the weights in the model.
+        share: Called with each parameter once it is read, to keep a part of it only: no process then
+            ever holds more than its part and one tensor.
 
     Raises:
         CheckpointError: If a file is missing or damaged, or a tensor is missing, unknown or misshapen.
@@ -54,7 +62,9 @@ def load_checkpoint(model: nn.Module, folder: Path, dtype: torch.dtype, device: 
             faults.append(f"{name} must be {list(wanted[name].shape)}, but got {list(tensor.shape)}")
         else:
             add_sample(digest, name, tensor)
-            _put(model, name, tensor.to(device, dtype))
+            placed = _put(model, name, tensor.to(device, dtype))
+            if share is not None and isinstance(placed, nn.Parameter):
+                share(placed)
     model.tie_weights()  # type: ignore[operator]
     _make_buffers(model, device)
     faults += [f"{name} is missing" for name, each in model.state_dict().items() if each.is_meta]
@@ -123,13 +133,15 @@ def _opened(path: Path) -> Iterator[Any]:
         raise CheckpointError(f"{path}: cannot be read as a safetensors file: {error}") from error
 
 
-def _put(model: nn.Module, name: str, tensor: Tensor) -> None:
+def _put(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
     if leaf in module._parameters:
-        setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
+        tensor = nn.Parameter(tensor, requires_grad=False)
+        setattr(module, leaf, tensor)
     else:
         module._buffers[leaf] = tensor
+    return tensor
 
 
 def _make_buffers(model: nn.Module, device: torch.device) -> None:

@@ -8,7 +8,7 @@ number of slots.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -48,7 +48,11 @@ _PARTS = {
 
 
 def language_backbone(
-    config: BackboneConfig, folder: Path | None, dtype: torch.dtype, device: torch.device
+    config: BackboneConfig,
+    folder: Path | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    share: Callable[[nn.Parameter], None] | None = None,
 ) -> Backbone:
     """A frozen language model on its device.
 
@@ -61,6 +65,7 @@ def language_backbone(
         folder: Of the checkpoint (`replora.models.hub.checkpoint_folder`).
         dtype: Of the weights.
         device: Where the model goes.
+        share: As `load_checkpoint` takes it.
 
     Raises:
         ConfigError: If the model is not of Llama's form or not the one that the name says.
@@ -73,7 +78,7 @@ def language_backbone(
         start_at_random(model, device)
         fingerprint = hash_samples(model.state_dict())
     else:
-        fingerprint = load_checkpoint(model, folder, dtype, device)
+        fingerprint = load_checkpoint(model, folder, dtype, device, share)
     model.eval().requires_grad_(False)
     return Backbone(
         name=config.name,
@@ -206,7 +211,11 @@ def _generated(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
         eos_token_id=ends,
         pad_token_id=ends[0],
     )
-    found = cast("Any", model).generate(prompt, attention_mask=batch["mask"], generation_config=settings)
+    # Where ranks share the weights, all must ask for them as often: none stops before the last is done.
+    shared = hasattr(next(model.parameters()), "ds_id")
+    found = cast("Any", model).generate(
+        prompt, attention_mask=batch["mask"], generation_config=settings, synced_gpus=shared
+    )
     new = found[:, prompt.shape[1] :]
     return nn.functional.pad(new, (0, wanted - new.shape[1]), value=ends[0])
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, cast
 
 import torch
+from torch import nn
 
 from replora.cache import Cached, hash_tensors
 from replora.config import BackboneConfig
@@ -22,7 +24,11 @@ _DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}
 
 
 def load_backbone(
-    config: BackboneConfig, *, precision: Literal["fp32", "fp64", "bf16"], device: torch.device | str
+    config: BackboneConfig,
+    *,
+    precision: Literal["fp32", "fp64", "bf16"],
+    device: torch.device | str,
+    share: Callable[[nn.Parameter], None] | None = None,
 ) -> Backbone:
     """The frozen backbone, in evaluation mode on its device.
 
@@ -33,6 +39,8 @@ def load_backbone(
         config: Which model, with which weights.
         precision: Of the weights.
         device: Where the model goes.
+        share: Called with each weight of a language model's checkpoint once it is read, to keep this
+            process's part of it only; other models are read whole.
 
     Raises:
         ConfigError: If there is no such backbone, or its blocks cannot be adapted.
@@ -40,7 +48,7 @@ def load_backbone(
         MachineError: If pre-trained weights are not on this machine and cannot be fetched.
     """
     if is_language_model(config.name):
-        return _transformer(config, _DTYPES[precision], torch.device(device))
+        return _transformer(config, _DTYPES[precision], torch.device(device), share)
     architecture = _architecture(config.name)
     weights = _weights(config.weights, architecture)
     model = assemble(architecture.build, weights.tensors, f"backbone.weights {config.weights}")
@@ -59,14 +67,20 @@ def load_backbone(
     )
 
 
-def _transformer(config: BackboneConfig, dtype: torch.dtype, device: torch.device) -> Backbone:
+def _transformer(
+    config: BackboneConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    share: Callable[[nn.Parameter], None] | None,
+) -> Backbone:
     """A model in transformers' form, told by its name or by its folder."""
     from replora.models.bart import bart_backbone
     from replora.models.language import language_backbone
 
     folder = checkpoint_folder(config)
-    is_bart = config.name in BART or kind_of(folder) == "bart"
-    return (bart_backbone if is_bart else language_backbone)(config, folder, dtype, device)
+    if config.name in BART or kind_of(folder) == "bart":
+        return bart_backbone(config, folder, dtype, device)
+    return language_backbone(config, folder, dtype, device, share)
 
 
 def _architecture(name: str) -> Architecture:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -13,14 +14,16 @@ import yaml
 
 from replora.atomic import write_atomically
 from replora.check import check_fits
-from replora.config import RunConfig
+from replora.config import EngineConfig, RunConfig
 from replora.errors import AdapterError, CheckpointError, DivergedError, RunFailedError
 from replora.fingerprint import fingerprint
 from replora.methods.folder import load_adapter
-from replora.models.load import load_backbone
 from replora.tasks.base import SplitName
 from replora.tasks.load import load_task
+from replora.train import ranks
+from replora.train.engine import load_base
 from replora.train.events import Event, Failed, Finished
+from replora.train.gang import run_ranks
 from replora.train.model import SlotModel
 from replora.train.pack import Pack
 from replora.train.process import prepare_process
@@ -69,28 +72,32 @@ def train(
         DivergedError: If the loss became NaN or infinite.
         RunFailedError: If the run ended otherwise without a result.
     """
+    ranks.join_launched()
+    if config.engine.ranks == 1 or ranks.count() > 1:
+        return _train_here(config, folder, test, on_event)
     name = fingerprint(config)
     result = _claim(folder, config, name)
-    if result is None:
-        result = _train(config, name, folder, on_event)
-        _write_result(folder, result)
-    if test and not any(key.startswith("test_") for key in result.metrics):
-        scores = evaluate(folder, "test")
-        tested = {f"test_{key}": value for key, value in scores.items()}
-        result = RunResult(result.run_dir, name, {**result.metrics, **tested}, result.seconds)
-        _write_result(folder, result)
+    if result is None or (test and not _is_tested(result)):
+        run_ranks(_train_here, config, folder, test, on_event)
+        result = _claim(folder, config, name)
+    assert result is not None, "rank 0 writes it before it ends"
     return result
 
 
-def evaluate(run_dir: Path, split: SplitName) -> dict[str, float]:
+def evaluate(run_dir: Path, split: SplitName, engine: EngineConfig | None = None) -> dict[str, float]:
     """Metrics of a run's (or trial's) adapter on a split.
+
+    Args:
+        run_dir: Its folder.
+        split: Of the task.
+        engine: Of this process's gang; it need not be the one of the training. None: one plain process.
 
     Raises:
         AdapterError: If the folder holds no adapter, or one of another backbone.
     """
     adapter = load_adapter(run_dir / "adapter")
-    config, device = adapter.config, pick_device()
-    backbone = load_backbone(config.backbone, precision=config.train.precision, device=device)
+    config, device = adapter.config.model_copy(update={"engine": engine or EngineConfig()}), pick_device()
+    backbone = ranks.agree(lambda: load_base(config, device))
     if backbone.fingerprint != adapter.backbone_fingerprint:
         raise AdapterError(
             f"{run_dir}: the adapter was trained on the base {adapter.backbone_fingerprint}, "
@@ -105,14 +112,35 @@ def evaluate(run_dir: Path, split: SplitName) -> dict[str, float]:
 
 
 def pick_device() -> torch.device:
-    """The first GPU, or the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """This rank's GPU (the first, where there is one rank), or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
+def _train_here(config: RunConfig, folder: Path, test: bool, on_event: Callable[[Event], None]) -> RunResult:
+    """`train` in this process, as the only rank or one of several; the leader writes the result."""
+    name = fingerprint(config)
+    result = ranks.from_leader(lambda: _claim(folder, config, name))
+    if result is None:
+        result = _train(config, name, folder, on_event)
+        _write_result(folder, result)
+    if test and not _is_tested(result):
+        scores = evaluate(folder, "test", config.engine)
+        tested = {f"test_{key}": value for key, value in scores.items()}
+        result = RunResult(result.run_dir, name, {**result.metrics, **tested}, result.seconds)
+        _write_result(folder, result)
+    return result
+
+
+def _is_tested(result: RunResult) -> bool:
+    return any(key.startswith("test_") for key in result.metrics)
 
 
 def _train(config: RunConfig, name: str, folder: Path, on_event: Callable[[Event], None]) -> RunResult:
     prepare_process()
     device, started = pick_device(), time.perf_counter()
-    backbone = load_backbone(config.backbone, precision=config.train.precision, device=device)
+    backbone = ranks.agree(lambda: load_base(config, device))
     check_fits(config, backbone.targets)
     task = load_task(
         config.task, precision=config.train.precision, device=device, processor=backbone.processor
@@ -164,4 +192,5 @@ def _files_of(run: object) -> object:
 
 
 def _write_result(folder: Path, result: RunResult) -> None:
-    write_atomically(folder / RESULT, json.dumps(asdict(result), indent=2).encode() + b"\n")
+    content = json.dumps(asdict(result), indent=2).encode() + b"\n"
+    ranks.from_leader(lambda: write_atomically(folder / RESULT, content))

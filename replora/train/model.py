@@ -14,6 +14,7 @@ from replora.methods.folder import check_tensors
 from replora.methods.layout import Layout, Shapes, cover
 from replora.models.base import Backbone
 from replora.tasks.base import Batch, SplitName, Task
+from replora.train import ranks
 from replora.train.streams import initial_generator
 
 __all__ = ["SlotModel"]
@@ -79,10 +80,15 @@ class SlotModel:
     def evaluate(
         self, parameters: Mapping[str, Tensor], methods: Sequence[MethodConfig], split: SplitName
     ) -> list[dict[str, float]]:
-        """Metrics of each slot on a whole split, in one packed pass."""
+        """Metrics of each slot on a whole split, in one packed pass; each rank runs its share."""
         self.adaptation.prepare(parameters, methods)
         self.adaptation.drop_with(None)
-        return self._task.evaluate(lambda batch: self.forward(batch, parameters), len(methods), split)
+
+        def forward(batch: Batch) -> Tensor:
+            share, examples = _share(batch)
+            return ranks.gathered(self.forward(share, parameters), 1)[:, :examples]
+
+        return self._task.evaluate(forward, len(methods), split)
 
     def one(self, tensors: Mapping[str, Tensor], method: MethodConfig) -> dict[str, Tensor]:
         """One slot's saved tensors as parameters of a pack of one.
@@ -95,3 +101,13 @@ class SlotModel:
         matrix = torch.zeros(1, layout.width, dtype=self.dtype, device=self.device)
         layout.write(matrix[0], tensors)
         return layout.views(matrix)
+
+
+def _share(batch: Batch) -> tuple[Batch, int]:
+    """This rank's examples of a batch `[K, B, ...]`, as many on each (the last repeats), and B."""
+    examples, count = next(iter(batch.values())).shape[1], ranks.count()
+    if count == 1:
+        return batch, examples
+    size = -(-examples // count)
+    places = (torch.arange(size) + ranks.index() * size).clamp(max=examples - 1)
+    return {name: each.index_select(1, places.to(each.device)) for name, each in batch.items()}, examples

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -23,12 +24,16 @@ from replora.methods.folder import SavedAdapter, save_adapter
 from replora.methods.layout import Layout, Shapes, cover
 from replora.models.base import Backbone
 from replora.tasks.base import SplitName, Task
+from replora.train import ranks
 from replora.train.checkpoint import SlotState, newest_checkpoint, write_checkpoint
 from replora.train.events import Checkpointed, Event, Failed, Finished, Reported
 from replora.train.key import pack_key
 from replora.train.model import SlotModel
 from replora.train.optim import adamw_step, clip_rows, in_force, learning_rate
-from replora.train.streams import example_indices, step_generator
+from replora.train.streams import example_indices, pass_generator
+
+if TYPE_CHECKING:
+    from replora.train.engine import ShardedSlot
 
 __all__ = ["Pack"]
 
@@ -45,6 +50,12 @@ class _Slot:
     loss_sum: float = 0.0
     loss_count: int = 0
     since: float = field(default_factory=time.perf_counter)
+    sharded: ShardedSlot | None = None
+
+    @property
+    def layout(self) -> Layout:
+        """Of its own numbers, without padding."""
+        return Layout(self.shapes)
 
 
 class Pack:
@@ -66,7 +77,11 @@ class Pack:
         self.slots = slots
         self._micro_batch = micro_batch or config.train.micro_batch or config.train.batch
         self._key = pack_key(config)
+        self._engine = config.engine
+        self._check_shares(config)
         self._backbone, self._task = backbone, task
+        #: Moments are rows as the values are, unless DeepSpeed shares them among the ranks.
+        self._parts = ("value",) if self._engine.zero else ("value", "first", "second")
         self._train_split = task.split("train")
         self._model = SlotModel(backbone, task, config)
         self._occupied: list[_Slot] = []
@@ -102,7 +117,7 @@ class Pack:
         if self.free < 1:
             raise ConfigError(f"trial {trial}: all {self.slots} slots of the pack are taken")
         slot = _Slot(trial, config, folder, self._model.shapes(config.method))
-        state = newest_checkpoint(folder / "checkpoints", trial, at_most)
+        state = ranks.from_leader(lambda: newest_checkpoint(folder / "checkpoints", trial, at_most))
         if state is None:
             tensors = {f"value/{name}": tensor for name, tensor in self._model.initial(config).items()}
         else:
@@ -111,9 +126,10 @@ class Pack:
             _check_shapes(tensors, slot.shapes, folder)
         self._resize([*self._occupied, slot])
         row = len(self._occupied)
-        for part in ("value", "first", "second"):
-            own = {n.split("/", 1)[1]: t for n, t in tensors.items() if n.startswith(f"{part}/")}
-            self._layout.write(self._rows[part][row], own)
+        for part in self._parts:
+            self._layout.write(self._rows[part][row], _part_of(tensors, part))
+        if self._engine.zero:
+            slot.sharded = self._sharded(slot, tensors)
         self._occupied.append(slot)
         self._make_leaves()
 
@@ -147,21 +163,22 @@ class Pack:
         return events + self._report() + self._save_due()
 
     def _backward(self) -> list[float]:
-        """Gradients of the mean loss of each slot's batch; returns the losses."""
+        """This rank's part of the gradients of the mean loss of each slot's batch; returns the losses."""
         micro = self._micro_batch
         passes = self._occupied[0].config.train.batch // micro
         self._model.adaptation.prepare(self._leaves, [slot.config.method for slot in self._occupied])
-        generators = [
-            step_generator(slot.config.seed, slot.step, self._model.device) for slot in self._occupied
-        ]
-        self._model.adaptation.drop_with(generators)
         total = torch.zeros(len(self._occupied), dtype=torch.float64, device=self._model.device)
-        for index in range(passes):
+        for index in range(ranks.index(), passes, ranks.count()):
+            generators = [
+                pass_generator(slot.config.seed, slot.step, index, self._model.device)
+                for slot in self._occupied
+            ]
+            self._model.adaptation.drop_with(generators)
             batch = self._training_batch(index * micro, micro, generators)
             loss = self._task.loss(self._model.forward(batch, self._leaves), batch) / passes
             loss.sum().backward()
             total += loss.detach()
-        return total.tolist()
+        return ranks.total(total).tolist()
 
     def _training_batch(
         self, offset: int, count: int, generators: Sequence[torch.Generator]
@@ -183,6 +200,10 @@ class Pack:
             leaf.grad = None
 
     def _update(self) -> None:
+        if self._engine.zero:
+            self._update_sharded()
+            return
+        ranks.total(self._rows["grad"][: len(self._occupied)])
         count = len(self._occupied)
         rows = {part: matrix[:count] for part, matrix in self._rows.items()}
         optims = [in_force(slot.config.optim, slot.step) for slot in self._occupied]
@@ -191,6 +212,37 @@ class Pack:
         adamw_step(
             rows["value"], rows["grad"], (rows["first"], rows["second"]), optims, counts, self._rates()
         )
+
+    def _update_sharded(self) -> None:
+        """Each slot's update by its own DeepSpeed engine."""
+        for row, (slot, rate) in enumerate(zip(self._occupied, self._rates(), strict=True)):
+            own, gradient = slot.layout, self._own_row("grad", row, slot)
+            assert slot.sharded is not None
+            values = slot.sharded.update(gradient, rate, in_force(slot.config.optim, slot.step))
+            self._layout.write(self._rows["value"][row], own.read(values, slot.shapes))
+
+    def _own_row(self, part: str, row: int, slot: _Slot) -> Tensor:
+        """A slot's own numbers of a row, `[P]` without padding."""
+        own = torch.zeros(slot.layout.width, dtype=self._model.dtype, device=self._model.device)
+        slot.layout.write(own, self._layout.read(self._rows[part][row], slot.shapes))
+        return own
+
+    def _sharded(self, slot: _Slot, tensors: Mapping[str, Tensor]) -> ShardedSlot:
+        from replora.train.engine import ShardedSlot
+
+        rows = torch.zeros(3, slot.layout.width, dtype=self._model.dtype, device=self._model.device)
+        for row, part in zip(rows, ("value", "first", "second"), strict=True):
+            slot.layout.write(row, _part_of(tensors, part))
+        return ShardedSlot(slot.config, rows[0], (rows[1], rows[2]), slot.step)
+
+    def _check_shares(self, config: RunConfig) -> None:
+        """Refuses what the ranks of this process's gang cannot share evenly."""
+        ranks.check_count(config.engine.ranks)
+        if config.train.batch % (self._micro_batch * ranks.count()):
+            raise ConfigError(
+                f"engine.ranks times the micro-batch must divide train.batch, but got {ranks.count()} times "
+                f"{self._micro_batch} and {config.train.batch}. Set train.micro_batch."
+            )
 
     def _rates(self) -> list[float]:
         return [
@@ -242,22 +294,22 @@ class Pack:
 
     def _write_checkpoint(self, slot: _Slot) -> Checkpointed:
         row = self._occupied.index(slot)
-        tensors = {
-            f"{part}/{name}": tensor
-            for part in ("value", "first", "second")
-            for name, tensor in self._layout.read(self._rows[part][row], slot.shapes).items()
-        }
+        parts = {part: self._layout.read(self._rows[part][row], slot.shapes) for part in self._parts}
+        if slot.sharded is not None:
+            first, second = slot.sharded.moments()
+            parts["first"] = slot.layout.read(first, slot.shapes)
+            parts["second"] = slot.layout.read(second, slot.shapes)
+        tensors = {f"{part}/{name}": each for part, read in parts.items() for name, each in read.items()}
         state = SlotState(slot.trial, slot.step, slot.loss_sum, slot.loss_count, tensors)
-        path = write_checkpoint(slot.folder / "checkpoints", state)
+        path = ranks.from_leader(lambda: write_checkpoint(slot.folder / "checkpoints", state))
         return Checkpointed(slot.trial, slot.step, str(path))
 
     def _save_adapter(self, slot: _Slot) -> None:
         row = self._rows["value"][self._occupied.index(slot)]
         tensors = self._layout.read(row, slot.shapes)
         width = self._task.head_width
-        save_adapter(
-            slot.folder / "adapter", SavedAdapter(slot.config, self._backbone.fingerprint, width, tensors)
-        )
+        saved = SavedAdapter(slot.config, self._backbone.fingerprint, width, tensors)
+        ranks.from_leader(lambda: save_adapter(slot.folder / "adapter", saved))
 
     def _find(self, trial: str) -> _Slot:
         for slot in self._occupied:
@@ -267,6 +319,8 @@ class Pack:
 
     def _remove(self, slot: _Slot) -> None:
         """Frees the slot: the last row moves into its place."""
+        if slot.sharded is not None:
+            slot.sharded.close()
         row, last = self._occupied.index(slot), len(self._occupied) - 1
         for matrix in self._rows.values():
             matrix[row].copy_(matrix[last])
@@ -284,14 +338,14 @@ class Pack:
             return
         before, self._layout = self._layout, layout
         old_rows, self._rows = self._rows, self._new_rows(layout.width)
-        for part in ("value", "first", "second"):
+        for part in self._parts:
             for index, slot in enumerate(self._occupied):
                 layout.write(self._rows[part][index], before.read(old_rows[part][index], slot.shapes))
 
     def _new_rows(self, width: int) -> dict[str, Tensor]:
         return {
             part: torch.zeros(self.slots, width, dtype=self._model.dtype, device=self._model.device)
-            for part in ("value", "first", "second", "grad")
+            for part in (*self._parts, "grad")
         }
 
     def _make_leaves(self) -> None:
@@ -306,6 +360,11 @@ def _is_due(slot: _Slot) -> bool:
     """Whether the slot is evaluated after the step that it has just taken."""
     train = slot.config.train
     return slot.step % train.eval_every == 0 or slot.step >= train.steps
+
+
+def _part_of(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    """The tensors of a checkpoint whose names begin with `part/`, without that."""
+    return {n.split("/", 1)[1]: t for n, t in tensors.items() if n.startswith(f"{part}/")}
 
 
 def _check_shapes(tensors: Mapping[str, Tensor], shapes: Shapes, folder: Path) -> None:

@@ -1,7 +1,7 @@
 """Random streams of a run as functions of its seed and step, so that resuming needs no stored state.
 
 The examples of step s are positions `[s B, (s + 1) B)` of one endless sequence: a fresh permutation
-of the training split per epoch. Dropout and augmentation draw from generators seeded per step.
+of the training split per epoch. Dropout and augmentation draw from generators seeded per step and pass.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["example_indices", "initial_generator", "step_generator"]
+__all__ = ["example_indices", "initial_generator", "pass_generator"]
 
 #: Purposes that must not share a stream; the numbers are part of every recorded result.
 _INITIAL, _ORDER, _STEP = 0, 1, 2
@@ -34,9 +34,9 @@ def initial_generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(_entropy(seed, _INITIAL, 0))
 
 
-def step_generator(seed: int, step: int, device: torch.device) -> torch.Generator:
-    """Draws dropout and augmentation of one step."""
-    return torch.Generator(device).manual_seed(_entropy(seed, _STEP, step))
+def pass_generator(seed: int, step: int, index: int, device: torch.device) -> torch.Generator:
+    """Draws dropout and augmentation of one pass of a step, whatever rank runs it."""
+    return torch.Generator(device).manual_seed(_entropy(seed, _STEP, step, *([index] if index else [])))
 
 
 @lru_cache(maxsize=256)
@@ -44,5 +44,5 @@ def _permutation(seed: int, examples: int, epoch: int) -> np.ndarray[tuple[int],
     return np.random.default_rng([seed, _ORDER, epoch]).permutation(examples)
 
 
-def _entropy(seed: int, purpose: int, step: int) -> int:
-    return int(np.random.SeedSequence([seed, purpose, step]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+def _entropy(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

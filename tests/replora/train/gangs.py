@@ -1,0 +1,81 @@
+"""What the ranks of a test's gang do: functions of a module, because processes start from them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from replora.config import RunConfig
+from replora.train import ranks
+from replora.train.engine import load_base
+from replora.train.events import Checkpointed, Reported
+from replora.train.pack import Pack
+
+Say = Callable[[Any], None]
+STAGES = (0, 1, 2, 3)
+
+
+def with_engine(config: RunConfig, **changes: Any) -> RunConfig:
+    return config.model_copy(update={"engine": config.engine.model_copy(update=changes)})
+
+
+def slots(config: RunConfig) -> dict[str, RunConfig]:
+    """Two trials of one pack: different ranks, clipping and decay."""
+    method = config.method.model_copy(update={"rank": 2})
+    optim = config.optim.model_copy(update={"clip_norm": None, "weight_decay": 0.1})
+    return {"one": config, "other": config.model_copy(update={"method": method, "optim": optim, "seed": 1})}
+
+
+def trained(config: RunConfig, folder: Path) -> dict[str, Any]:
+    """Reports of two trials by name and step, and the paths of their first checkpoints."""
+    pack = _pack(config)
+    for name, run in slots(config).items():
+        pack.admit(name, run, folder / name)
+    events = [event for _ in range(config.train.steps) for event in pack.step()]
+    assert not pack.trials
+    reports = {(e.trial, e.step): e.metrics for e in events if isinstance(e, Reported)}
+    return {"reports": reports, "saved": [e.path for e in events if isinstance(e, Checkpointed)]}
+
+
+def resaved(config: RunConfig, folder: Path) -> str:
+    """The newest checkpoint of `one`, admitted and written again; gives its path."""
+    pack = _pack(config)
+    pack.admit("one", config, folder / "one")
+    return pack.checkpoint("one").path
+
+
+def _pack(config: RunConfig) -> Pack:
+    from replora.tasks.load import load_task
+
+    base = load_base(config, "cpu")
+    task = load_task(config.task, precision=config.train.precision, device="cpu", processor=base.processor)
+    return Pack(config, base, task, 2)
+
+
+def every_stage(config: RunConfig, folder: Path, test: bool, say: Say) -> None:
+    """Trains at every stage; says what came of it, and what a rank holds of the base at stage 3."""
+    del test
+    ranks.check_count(2)
+    for stage in STAGES:
+        run = with_engine(config, zero=stage, offload="base" if stage == 3 else "none")
+        say((stage, trained(run, folder / f"zero-{stage}")))
+    base = load_base(with_engine(config, zero=3), "cpu")
+    held = [vars(parameter)["ds_tensor"].numel() for parameter in base.model.parameters()]
+    say(("held", sum(held), sum(parameter.numel() for parameter in base.model.parameters())))
+    say(("resaved", resaved(with_engine(config, zero=3), folder / "plain")))
+
+
+def dying(config: RunConfig, folder: Path, test: bool, say: Say) -> None:
+    """Rank 1 is killed while rank 0 waits for it."""
+    del config, test
+    import torch
+
+    say("ready")
+    if ranks.index() == 1:
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGKILL)
+    ranks.total(torch.zeros(1))
