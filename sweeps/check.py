@@ -7,8 +7,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
-from replora.config import ImageFolderTask
 from replora.errors import ConfigError
 from replora.faults import Fault, config_error, shown
 from sweeps.budget import budget_faults
@@ -167,9 +167,9 @@ def _rung_faults(config: SweepConfig) -> Iterator[Fault]:
 
 
 def _data_faults(config: SweepConfig) -> Iterator[Fault]:
-    task = config.run.task
-    if isinstance(task, ImageFolderTask) and not task.root.is_dir():
-        text = f"run.task.root must be a folder of images, but {task.root} is not a folder."
+    root = getattr(config.run.task, "root", None)
+    if isinstance(root, Path) and not root.expanduser().is_dir():
+        text = f"run.task.root must be the folder of the task's data, but {root} is not a folder."
         yield Fault(("run", "task", "root"), text)
 
 

@@ -28,21 +28,22 @@ __all__ = [
 
 Direction = Literal["maximize", "minimize"]
 
-_COMMONSENSE = tuple(name for name in TASKS if name.startswith("commonsense"))
+_FOLDERS = ("image-folder", "video-folder")
+_TEXTS = ("text-to-text", *(name for name in TASKS if name.startswith("commonsense")))
 
 #: Primary metric of each task; a test compares it with the tasks themselves, which need torch.
 PRIMARY: dict[str, tuple[str, Direction]] = {
     "digits": ("accuracy", "maximize"),
-    "image-folder": ("accuracy", "maximize"),
-    **dict.fromkeys(_COMMONSENSE, ("val_loss", "minimize")),
+    **dict.fromkeys(_FOLDERS, ("accuracy", "maximize")),
+    **dict.fromkeys(_TEXTS, ("val_loss", "minimize")),
 }
 
-#: What each task reports at every evaluation and a sweep may optimize; `accuracy` of commonsense tasks
+#: What each task reports at every evaluation and a sweep may optimize; `accuracy` of tasks of texts
 #: needs `task.val_answers`.
 METRICS: dict[str, tuple[str, ...]] = {
     "digits": ("accuracy", "val_loss", "train_loss"),
-    "image-folder": ("accuracy", "val_loss", "train_loss"),
-    **dict.fromkeys(_COMMONSENSE, ("val_loss", "train_loss", "accuracy")),
+    **dict.fromkeys(_FOLDERS, ("accuracy", "val_loss", "train_loss")),
+    **dict.fromkeys(_TEXTS, ("val_loss", "train_loss", "accuracy")),
 }
 
 PARAMETERS = "trainable_parameters"

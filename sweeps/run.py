@@ -8,7 +8,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from replora.config import ImageFolderTask
 from sweeps.best import Selection, select
 from sweeps.calibration import calibrated_layout, remember_limits, remembered_limits
 from sweeps.check import check_sweep
@@ -212,8 +211,8 @@ def _with_absolute_folders(config: SweepConfig) -> SweepConfig:
     """Folders are found again from any working folder."""
     earlier = tuple(folder.absolute() for folder in config.search.warm_start)
     config = config.model_copy(update={"search": config.search.model_copy(update={"warm_start": earlier})})
-    task = config.run.task
-    if not isinstance(task, ImageFolderTask) or task.root.is_absolute():
+    root = getattr(config.run.task, "root", None)
+    if not isinstance(root, Path):
         return config
-    task = task.model_copy(update={"root": task.root.absolute()})
+    task = config.run.task.model_copy(update={"root": root.expanduser().absolute()})
     return config.model_copy(update={"run": config.run.model_copy(update={"task": task})})

@@ -19,9 +19,10 @@ from replora.verbs import Answer, Verb
 __all__ = ["SHOW", "add_run_arguments", "describe", "describe_text", "run_of"]
 
 _BYTES = {"fp32": 4, "fp64": 8, "bf16": 2}
-#: Classes that a task always has, 0 for one without a head; those of a folder of images are known once
+#: Classes that a task always has, 0 for one without a head; those of a folder are known once
 #: it is read.
-_CLASSES = {"digits": 5} | dict.fromkeys((name for name in TASKS if name.startswith("commonsense")), 0)
+_CLASSES = {"digits": 5, "text-to-text": 0}
+_CLASSES |= dict.fromkeys((name for name in TASKS if name.startswith("commonsense")), 0)
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:

@@ -170,9 +170,14 @@ def test_a_long_list_of_rivals_is_cut_but_counted(tmp_path: Path) -> None:
 
 def test_the_tables_of_tasks_are_right() -> None:
     from replora.config import DigitsTask
+    from replora.tasks import TASKS
     from replora.tasks.load import load_task
+    from replora.tasks.text_to_text import TextToText
+    from replora.tasks.video_folder import VideoClassification
 
     task = load_task(DigitsTask(), precision="fp32", device="cpu")
     assert PRIMARY["digits"] == (task.metric, task.direction)
     assert VALIDATION_EXAMPLES["digits"] == len(task.split("val"))
-    assert set(PRIMARY) == set(METRICS)
+    assert set(PRIMARY) == set(METRICS) == set(TASKS)
+    assert PRIMARY["video-folder"] == (VideoClassification.metric, VideoClassification.direction)
+    assert PRIMARY["text-to-text"] == (TextToText.metric, TextToText.direction)
