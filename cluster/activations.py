@@ -1,4 +1,4 @@
-"""Bytes that the backward pass keeps, per token and block: the tensors that autograd saves here.
+"""Bytes of a pass: what it keeps for the backward pass, its largest temporaries, and an evaluation's.
 
 A frozen linear saves nothing (its weight has no gradient); an adapted one saves its input and the
 `[tokens, rank]` inner activations (replora.methods.layer). In numbers of the base's precision, with
@@ -11,6 +11,14 @@ d the width, i the MLP's width, H heads:
 
 Keys and values are counted at the width of the queries: with grouped queries they are repeated where
 the kernel does not take groups, so this is an upper bound there.
+
+Temporaries were read off the allocations that are alive at the peak of a step (docs/cluster.md). With n
+tokens of a pass, V words, and images of p bytes in all:
+
+    LLaMA   the larger of the language head on a chunk of m tokens, 3 numbers of fp32 a word: 12 V m, and
+            the MLP's backward pass, 3 i n
+    ViT     the last MLP's forward pass with the images, i + 2 d a token and 2 p, or its backward pass,
+            2 i + d a token
 """
 
 from __future__ import annotations
@@ -19,6 +27,8 @@ from cluster.anatomy import BYTES, Anatomy
 from cluster.modules import adapter_numbers, mask_numbers, prefix_numbers
 from replora.config import (
     AdapterMethod,
+    CommonsenseTask,
+    ComposedMethod,
     FullMethod,
     LinearProbeMethod,
     LowRankMethod,
@@ -26,8 +36,12 @@ from replora.config import (
     RunConfig,
 )
 
-__all__ = ["activation_bytes", "layer_bytes", "logit_bytes"]
+__all__ = ["activation_bytes", "evaluation_bytes", "layer_bytes", "temporary_bytes"]
 
+#: Tokens whose logits exist at once (known: replora.models.token_loss, where it is a choice).
+HEAD_CHUNK = 2_048
+#: Images of one slot in a pass of an evaluation (known: the tasks of replora.tasks).
+EVALUATION_IMAGES = {"digits": 128, "image-folder": 16}
 
 #: Linears that read one and the same tensor.
 _INPUT_OF = {"query": "norm1", "key": "norm1", "value": "norm1", "output": "attention"} | {
@@ -35,8 +49,8 @@ _INPUT_OF = {"query": "norm1", "key": "norm1", "value": "norm1", "output": "atte
     "up": "norm2",
     "down": "mlp",
 }
-#: Methods whose weight-decomposed layers hold twice the activations (measured on PEFT's DoRA).
-_DECOMPOSED = {"dora": 2, "doran": 2}
+#: Outputs that nothing but the gradient of a magnitude needs; the others are kept anyway.
+_KEPT_FOR_GAINS = {"llama": ("query", "key", "output", "down"), "vit": ("output", "down")}
 
 
 def activation_bytes(config: RunConfig, anatomy: Anatomy, rows: int, *, recompute: bool) -> int:
@@ -61,13 +75,50 @@ def layer_bytes(config: RunConfig, anatomy: Anatomy, rows: int) -> int:
     own = 2 * norm + attention + mlp
     if isinstance(config.method, PrefixMethod):
         return rows * own + b * prefix_numbers(config.method, anatomy, rows)
-    factor = _DECOMPOSED.get(config.method.name, 1)
-    return rows * factor * (own + _adapted(config, anatomy, b))
+    return rows * (own + _adapted(config, anatomy, b) + b * _kept_for_gains(config, anatomy))
 
 
-def logit_bytes(config: RunConfig, anatomy: Anatomy, rows: int) -> int:
-    """Logits, their fp32 copy and its gradient: about 10 V a token in bf16 (measured)."""
-    return (BYTES[config.train.precision] + 8) * anatomy.vocabulary * rows
+def temporary_bytes(config: RunConfig, anatomy: Anatomy, rows: int) -> int:
+    """The most that a training pass of `rows` tokens holds beside what it saves."""
+    b, d, i = BYTES[config.train.precision], anatomy.width, anatomy.hidden
+    if isinstance(config.method, LinearProbeMethod):
+        return _forward_bytes(anatomy, b, rows)
+    if anatomy.family == "llama":
+        return max(_head_bytes(anatomy, b, rows, numbers=3), 3 * b * i * rows)
+    return b * rows * max(i + 2 * d + 2 * anatomy.pixels, 2 * i + d)
+
+
+def evaluation_bytes(config: RunConfig, anatomy: Anatomy, slots: int) -> int:
+    """What the largest pass of an evaluation of K slots takes: temporaries, and the cache of generation.
+
+    By arithmetic; the cache of keys and values is `2 b d L` a token (d of the keys' heads), for every
+    beam of every prompt up to the cutoff and the longest answer, and one block's copy of it as it grows.
+    """
+    b, task = BYTES[config.train.precision], config.task
+    if anatomy.family == "vit":
+        images = slots * EVALUATION_IMAGES.get(task.name, 0)
+        return _forward_bytes(anatomy, b, images * (anatomy.tokens or 1))
+    if not isinstance(task, CommonsenseTask):
+        return 0
+    texts = slots * task.eval_batch
+    beams = texts * task.beams
+    cache = 2 * b * anatomy.keys * beams * (task.cutoff + task.new_tokens)
+    generating = cache * (anatomy.depth + 1) + max(
+        _forward_bytes(anatomy, b, beams * task.cutoff), _head_bytes(anatomy, b, beams, numbers=3)
+    )
+    rows = texts * task.cutoff
+    judging = max(_forward_bytes(anatomy, b, rows), _head_bytes(anatomy, b, rows, numbers=2))
+    return max(generating, judging)
+
+
+def _forward_bytes(anatomy: Anatomy, b: int, rows: int) -> int:
+    """A pass without a graph: the MLP's two (SwiGLU: three) wide tensors and the residual."""
+    wide = 3 if anatomy.family == "llama" else 2
+    return b * rows * (wide * anatomy.hidden + 2 * anatomy.width + 2 * anatomy.pixels)
+
+
+def _head_bytes(anatomy: Anatomy, b: int, rows: int, *, numbers: int) -> int:
+    return numbers * max(b, 4) * anatomy.vocabulary * min(rows, HEAD_CHUNK)
 
 
 def _own(anatomy: Anatomy, b: int) -> tuple[int, int, int]:
@@ -127,6 +178,15 @@ def _adapted(config: RunConfig, anatomy: Anatomy, b: int) -> int:
         return b * (inner + sum(inputs.values()))
     modules = {_module(anatomy, target.name): target.inputs for target in chosen}
     return b * (inner + 2 * sum(modules.values()))
+
+
+def _kept_for_gains(config: RunConfig, anatomy: Anatomy) -> int:
+    """Outputs that decomposed weights keep per token, in numbers."""
+    method = config.method
+    if not isinstance(method, ComposedMethod) or method.composition == "additive":
+        return 0
+    names = set(method.targets) & set(_KEPT_FOR_GAINS[anatomy.family])
+    return sum(target.outputs for target in anatomy.targets if target.block == 0 and target.name in names)
 
 
 def _module(anatomy: Anatomy, target: str) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from replora.config import RunConfig
@@ -36,6 +38,8 @@ class Anatomy:
         layer_parameters: Of the largest module that ZeRO-3 gathers at once.
         targets: Every adaptable target.
         fused_attention: Whether attention never holds the `[H, T, T]` weights.
+        keys: Features of a token's keys; fewer than `width` where queries are grouped.
+        pixels: Numbers of an image for each of its tokens; 0 for texts.
     """
 
     family: Literal["vit", "llama"]
@@ -49,6 +53,8 @@ class Anatomy:
     layer_parameters: int
     targets: Sequence[TargetShape]
     fused_attention: bool = True
+    keys: int = 0
+    pixels: int = 0
 
 
 def anatomy_of(config: RunConfig) -> Anatomy:
@@ -57,12 +63,13 @@ def anatomy_of(config: RunConfig) -> Anatomy:
     Raises:
         PlanError: If they are not known without building the model.
     """
-    shape = shapes_of(config.backbone.name)
+    shape = shapes_of(config.backbone.name) or _described(config)
     if shape is None:
         hint = nearest(config.backbone.name, _KNOWN)
         raise PlanError(
             f"backbone.name: the sizes of {config.backbone.name} are not known without building it, so its "
-            f"memory cannot be planned.\n  {hint}Known: {', '.join(_KNOWN)}, plain timm/vit_* names."
+            f"memory cannot be planned.\n  {hint}Known: {', '.join(_KNOWN)}, plain timm/vit_* names, and "
+            "hf/<folder> with the config.json of a model of Llama's form."
         )
     if not isinstance(shape, BackboneShape | LanguageShape):
         raise PlanError(
@@ -70,6 +77,31 @@ def anatomy_of(config: RunConfig) -> Anatomy:
             f"measured against a formula.\n  Planned: {', '.join(_KNOWN)}, plain timm/vit_* names."
         )
     return _llama(shape, config) if isinstance(shape, LanguageShape) else _vit(shape)
+
+
+#: Fields of a config.json of Llama's form -> those of `LanguageShape`.
+_DESCRIBED = {
+    "hidden_size": "width",
+    "num_hidden_layers": "depth",
+    "num_attention_heads": "heads",
+    "intermediate_size": "hidden",
+    "vocab_size": "vocabulary",
+}
+
+
+def _described(config: RunConfig) -> LanguageShape | None:
+    """Sizes that a checkpoint's folder states; its weights are not looked at."""
+    backbone = config.backbone
+    named = backbone.weights if backbone.weights not in ("pretrained", "random") else backbone.name
+    if not backbone.name.startswith("hf/"):
+        return None
+    path = Path(named.removeprefix("hf/")).expanduser() / "config.json"
+    try:
+        content = json.loads(path.read_bytes())
+        sizes = {field: int(content[name]) for name, field in _DESCRIBED.items()}
+        return LanguageShape(**sizes, key_heads=int(content.get("num_key_value_heads", sizes["heads"])))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # the caller says what is needed
 
 
 def _vit(shape: BackboneShape) -> Anatomy:
@@ -86,6 +118,7 @@ def _vit(shape: BackboneShape) -> Anatomy:
         layer_parameters=4 * width * width,
         targets=shape.targets,
         fused_attention=shape.tokens - 1 > _PLAIN_ATTENTION,
+        pixels=shape.channels * shape.image_size**2 // shape.tokens,
     )
 
 
@@ -102,4 +135,5 @@ def _llama(shape: LanguageShape, config: RunConfig) -> Anatomy:
         base_parameters=shape.base_parameters,
         layer_parameters=max(shape.vocabulary, shape.hidden) * width,
         targets=shape.targets,
+        keys=width // shape.heads * shape.key_heads,
     )

@@ -44,6 +44,8 @@ class Hardware(Frozen):
         host_memory_gib: Of the machine; null reads it from this machine.
         cores: CPU cores; null reads them from this machine.
         link_gb_s: Bandwidth between two GPUs, one direction, in 10^9 bytes per second.
+        kept: Share of a pass's tensors that the allocator holds on top, from a calibration
+            (cluster.calibration); null takes what is usual.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,49}$")]
@@ -53,6 +55,7 @@ class Hardware(Frozen):
     host_memory_gib: Figure | None = None
     cores: Annotated[int, Field(ge=1)] | None = None
     link_gb_s: Figure | None = None
+    kept: Annotated[float, Field(ge=0)] | None = None
 
     @property
     def device(self) -> Literal["gpu", "cpu"]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
-from cluster.activations import activation_bytes, logit_bytes
+from cluster.activations import activation_bytes, evaluation_bytes, temporary_bytes
 from cluster.anatomy import BYTES, Anatomy
 from cluster.modules import made_numbers
 from replora.config import FullMethod, LowRankMethod, RunConfig
@@ -20,19 +20,26 @@ from replora.parameters import trainable_parameters
 
 __all__ = ["GIB", "Memory", "Setting", "memory_of", "trained_parameters"]
 
-GIB = 2**30
+GIB, MIB = 2**30, 2**20
 
 Stage = Literal[0, 1, 2, 3]
 Offload = Literal["none", "optimizer", "base"]
 
 #: DeepSpeed's defaults, in numbers: reduce_bucket_size and stage3_prefetch_bucket_size (known).
 REDUCE_BUCKET, PREFETCH_BUCKET = 500_000_000, 50_000_000
-#: Share kept free for fragmentation and the temporaries of a layer. GPU: choice. CPU: measured, the
-#: peak of 23 settings lay 8 to 26 % above their tensors' bytes (docs/cluster.md).
-RESERVE = {"gpu": 0.05, "cpu": 0.25}
-#: What a process holds before any model. CPU: torch, timm and their libraries (measured); GPU: the CUDA
-#: context and its libraries' workspaces (recalled, about half a GiB).
-RUNTIME = {"cpu": 720 * 2**20, "gpu": GIB // 2}
+#: Share of all tensors kept free on a GPU for fragmentation (choice: nothing was measured on one).
+GPU_RESERVE = 0.05
+#: Share of a pass's tensors that glibc's heap takes on top, by family: freed blocks that are not used
+#: again (measured, the most of the settings of benchmarks/calibration.py). A calibration replaces it.
+HEAP_KEEPS = {"vit": 0.35, "llama": 0.85}
+#: From one process to the next that share differs by so much (measured, likewise).
+SPREAD = 0.1
+#: What a process holds before any model: Python, torch and what comes with it (measured on a CPU).
+IMPORTS = {"vit": 712 * MIB, "llama": 780 * MIB}
+#: What the libraries take once they work: code, kernels made at run time, buffers (measured on a CPU).
+LIBRARIES = 40 * MIB
+#: The CUDA context and its libraries' workspaces (recalled, about half a GiB).
+CUDA_CONTEXT = GIB // 2
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,10 @@ class Setting:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on each GPU, by what they are for; `host` lies in the host's memory instead."""
+    """Bytes on each GPU, by what they are for; `host` lies in the host's memory instead.
+
+    `evaluation` is what an evaluation needs beyond the activations and temporaries of training.
+    """
 
     base: int
     adapters: int
@@ -74,11 +84,17 @@ class Memory:
     masters: int
     factors: int
     activations: int
-    logits: int
+    temporaries: int
+    evaluation: int
     buffers: int
     runtime: int
     reserve: int
     host: int
+
+    @property
+    def passing(self) -> int:
+        """What comes and goes with every pass."""
+        return self.activations + self.temporaries + self.evaluation
 
     @property
     def model(self) -> int:
@@ -100,7 +116,9 @@ def trained_parameters(config: RunConfig, anatomy: Anatomy) -> int:
     return trainable_parameters(config.method, anatomy.targets, anatomy.base_parameters)
 
 
-def memory_of(config: RunConfig, anatomy: Anatomy, setting: Setting, device: str = "gpu") -> Memory:
+def memory_of(
+    config: RunConfig, anatomy: Anatomy, setting: Setting, device: str = "gpu", kept: float | None = None
+) -> Memory:
     """Bytes of a run in a setting.
 
     Args:
@@ -108,6 +126,8 @@ def memory_of(config: RunConfig, anatomy: Anatomy, setting: Setting, device: str
         anatomy: Sizes of its backbone.
         setting: Slots, micro-batch, stage, ranks, recomputation, offload.
         device: `gpu` or `cpu`.
+        kept: What the allocator was measured to hold on top, as a share of `Memory.passing`
+            (cluster.calibration); None takes what is usual.
     """
     b = BYTES[config.train.precision]
     anatomy = replace(anatomy, tokens=setting.tokens)
@@ -121,16 +141,32 @@ def memory_of(config: RunConfig, anatomy: Anatomy, setting: Setting, device: str
         host, state["optimizer"], state["masters"] = state["optimizer"] + state["masters"], 0, 0
     if setting.offload == "base":
         host, base = host + base, 0
+    activations = activation_bytes(config, anatomy, setting.rows, recompute=setting.recompute)
+    temporaries = temporary_bytes(config, anatomy, setting.rows)
+    evaluating = evaluation_bytes(config, anatomy, setting.slots)
     parts = {
         "base": base,
         **state,
         "factors": _factors(config, anatomy, setting.slots),
-        "activations": activation_bytes(config, anatomy, setting.rows, recompute=setting.recompute),
-        "logits": logit_bytes(config, anatomy, setting.rows),
+        "activations": activations,
+        "temporaries": temporaries,
+        "evaluation": max(0, evaluating - activations - temporaries),
         "buffers": _buffers(setting, trained, anatomy.layer_parameters, b),
     }
-    reserve = int(RESERVE[device] * sum(parts.values()))
-    return Memory(**parts, runtime=RUNTIME[device], reserve=reserve, host=host)
+    bare = Memory(**parts, runtime=_runtime(device, anatomy.family), reserve=0, host=host)
+    return replace(bare, reserve=_reserve(bare, device, anatomy.family, kept))
+
+
+def _runtime(device: str, family: str) -> int:
+    return CUDA_CONTEXT if device == "gpu" else IMPORTS[family] + LIBRARIES
+
+
+def _reserve(bare: Memory, device: str, family: str, kept: float | None) -> int:
+    if kept is not None:
+        return int((kept + SPREAD) * bare.passing)
+    if device == "gpu":
+        return int(GPU_RESERVE * bare.model)
+    return int(HEAP_KEEPS[family] * bare.passing)
 
 
 def _state(setting: Setting, trained: int, b: int) -> dict[str, int]:

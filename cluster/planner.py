@@ -145,7 +145,8 @@ class _Search:
 
     def candidate(self, setting: Setting) -> Candidate:
         """A setting, weighed."""
-        memory = memory_of(self.config, self.anatomy, setting, self.hardware.device)
+        hardware = self.hardware
+        memory = memory_of(self.config, self.anatomy, setting, hardware.device, hardware.kept)
         on_host = self.hardware.host_gib * GIB / max(1, self.hardware.gpus)
         fits = memory.total <= self.hardware.place_gib * GIB and memory.host <= on_host
         return Candidate(setting, memory, fits)

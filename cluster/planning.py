@@ -6,6 +6,7 @@ import argparse
 from dataclasses import asdict
 from typing import Any, get_args
 
+from cluster.calibration import calibrate, remembered
 from cluster.hardware import load_hardware
 from cluster.memory import GIB, Offload, trained_parameters
 from cluster.planner import Candidate, Pins, Plan, count, plan
@@ -27,6 +28,7 @@ def plan_document(config: RunConfig, found: Plan) -> dict[str, Any]:
         "memory_gib": round(found.hardware.place_gib, 2),
         "base_parameters": found.anatomy.base_parameters,
         "trainable_parameters": trained_parameters(config, found.anatomy),
+        "kept": found.hardware.kept,
         "setting": asdict(found.chosen.setting),
         "needed_gib": round(found.chosen.needed_gib, 2),
         "model_gib": round(memory.model / GIB, 2),
@@ -54,10 +56,19 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="compute activations again in the backward pass; else chosen",
     )
+    parser.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="train a few steps here first, so that the reserve is measured (remembered in the cache)",
+    )
 
 
 def _run(options: argparse.Namespace) -> Answer:
     config, hardware = run_of(options), load_hardware(options.hardware)
+    if options.calibrate:
+        calibrate(config)
+    if hardware.kept is None:
+        hardware = hardware.model_copy(update={"kept": remembered(config, hardware.device)})
     pins = Pins(options.zero, options.gpus, options.micro_batch, options.recompute, options.offload)
     found = plan(config, hardware, _slots(options.slots), tokens=options.tokens, pins=pins)
     return Answer(plan_document(config, found), plan_text(config, found))
@@ -85,6 +96,8 @@ def plan_text(config: RunConfig, found: Plan) -> str:
         f"Chosen: {_sentence(chosen)}; {count(found.trials_at_once, 'trial')} at once on this machine.",
         f"Needs {chosen.needed_gib:.1f} GiB on each: {_parts(chosen)}.",
     ]
+    if hardware.kept is not None:
+        lines.append(f"The reserve is calibrated: the allocator keeps {hardware.kept:.0%} of a pass on top.")
     if chosen.memory.host:
         lines.append(f"Needs {chosen.memory.host / GIB:.1f} GiB of the host's memory for each GPU.")
     if missing := not_offered(chosen):

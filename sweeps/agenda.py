@@ -89,8 +89,10 @@ class Agenda:
             running: Trials that may end early and so give back a part of the budget. Then nothing is asked
                 for now where a budget would be exceeded.
         """
-        reason = self._budget.spent(time.time(), len(self._config.seeds) + self._kept_back())
+        kept = self._kept_back()
+        reason = self._budget.spent(time.time(), len(self._config.seeds) + kept)
         if reason:
+            reason += f", {kept} are kept for fresh seeds" if kept and "hours" not in reason else ""
             return [] if running else [Entry("spent", None, {"stage": "search", "reason": reason})]
         number, point = self._proposals.ask()
         try:

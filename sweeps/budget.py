@@ -46,7 +46,7 @@ class Budget:
         hours = (self._view.worked + now - self._view.since) / 3600
         examples = self._examples + more * self._each
         if limits.trials and count + more > limits.trials:
-            return f"budget.trials: {count} of {limits.trials} are asked"
+            return f"budget.trials: {count} of {limits.trials} trials are asked"
         if limits.hours and hours >= limits.hours:
             return f"budget.hours: {limits.hours:g} have passed"
         if limits.examples and examples > limits.examples:

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from cluster.calibration import Peak, remember
 from replora.atomic import write_atomically
 from replora.config import RunConfig
 from replora.errors import ConfigError, MachineError, ReploraError, RunFailedError
@@ -90,7 +91,10 @@ def remember_limits(config: SweepConfig, limits: Limits) -> None:
 
 
 def _measure(run: RunConfig, layout: Layout, limit: int) -> dict[int, float]:
-    """Mean rates of as many processes as there will be hosts, all measuring at once."""
+    """Mean rates of as many processes as there will be hosts, all measuring at once.
+
+    What one of them held is remembered for plans.
+    """
     words = [sys.executable, "-m", "replora.train.calibrate", str(limit), str(layout.threads)]
     gpus = visible_gpus()
     processes = [
@@ -105,6 +109,7 @@ def _measure(run: RunConfig, layout: Layout, limit: int) -> dict[int, float]:
         for index in range(layout.hosts)
     ]
     found: list[dict[int, float]] = []
+    peak = None
     try:
         for process in processes:
             assert process.stdin is not None
@@ -115,7 +120,9 @@ def _measure(run: RunConfig, layout: Layout, limit: int) -> dict[int, float]:
             answer, complaint = process.communicate()
             if process.returncode:
                 raise _failure(process.returncode, complaint.strip())
-            found.append({int(width): float(rate) for width, rate in json.loads(answer).items()})
+            measured = json.loads(answer)
+            found.append({int(width): float(rate) for width, rate in measured["rates"].items()})
+            peak = measured["peak"]
     finally:
         for process in processes:
             process.kill()
@@ -123,6 +130,8 @@ def _measure(run: RunConfig, layout: Layout, limit: int) -> dict[int, float]:
             for pipe in (process.stdin, process.stdout, process.stderr):
                 if pipe is not None:
                     pipe.close()
+    if peak is not None:
+        remember(run, Peak(**peak))
     common = set.intersection(*(set(rates) for rates in found))
     return {width: sum(rates[width] for rates in found) / len(found) for width in sorted(common)}
 

@@ -75,10 +75,12 @@ def _dry_run(config: SweepConfig, folder: Path) -> Answer:
     from dataclasses import asdict
 
     from sweeps.calibration import remembered_layout
+    from sweeps.placement import placed
     from sweeps.preview import packs_of, preview
     from sweeps.resources import trials_planned
 
-    layout, planned, trials = remembered_layout(config), trials_planned(config), preview(config)
+    layout = placed(config, remembered_layout(config))
+    planned, trials = trials_planned(config), preview(config)
     packs = packs_of(trials)
     document = {
         "sweep_dir": str(folder),

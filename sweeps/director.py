@@ -302,6 +302,7 @@ class Director:
             self._take(line, recalled=True)
         self._attempts.update({name: trial.attempts for name, trial in self.view.trials.items()})
         self._active = {name for name, trial in self.view.trials.items() if not trial.ended}
+        self._record(self._agenda.begin())
         self._halt()
         self._active, self._queue = set(), deque()
         for name, trial in self.view.trials.items():
@@ -309,7 +310,6 @@ class Director:
                 self._inherit(name)
                 if trial.state != "paused":
                     self._wait(name)
-        self._record(self._agenda.begin())
         self._follow_up()
 
     def _take(self, line: Line, *, recalled: bool = False) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.best import Selection, select
-from sweeps.calibration import calibrated_layout, remember_limits, remembered_limits
+from sweeps.calibration import calibrated_layout, remember_limits, remembered_layout, remembered_limits
 from sweeps.check import check_sweep
 from sweeps.config import SweepConfig
 from sweeps.continuing import (
@@ -25,6 +25,7 @@ from sweeps.handover import BEST_NAME, best_document, write_best, write_yaml
 from sweeps.ledger import Ledger, SweepView, read_ledger
 from sweeps.machine import MachineSampler
 from sweeps.objective import objectives_of
+from sweeps.placement import placed
 from sweeps.provenance import git_revision, versions
 from sweeps.resources import trials_planned
 from sweeps.search import check_installed
@@ -64,12 +65,14 @@ def run_sweep(config: SweepConfig, folder: Path) -> SweepResult:
         ConfigError: With every fault of the sweep.
         LedgerError: If the folder belongs to another sweep, or another process drives it.
         MachineError: If a package is missing.
+        PlanError: If a trial does not fit this machine's memory.
         TrackingError: If MLflow does not answer.
         KeyboardInterrupt: After Ctrl-C; everything so far is in the ledger.
     """
     config = _with_absolute_folders(config)
     check_sweep(config)
     check_installed(config.search)
+    placed(config, remembered_layout(config))
     _check_tracking(config, folder)
     with Ledger.open(folder) as ledger:
         if ledger.size:
@@ -166,7 +169,7 @@ def _train(config: SweepConfig, director: Director, folder: Path) -> None:
     from sweeps.report import LiveTable
 
     run = import_module(_BACKENDS[config.backend]).run
-    layout = calibrated_layout(config)
+    layout = placed(config, calibrated_layout(config))
     sampler = MachineSampler(director.sampled, str(folder))
     with LiveTable(director.view, layout.hosts * layout.slots, trials_planned(config)) as live:
 

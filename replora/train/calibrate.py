@@ -1,4 +1,4 @@
-"""How fast packs of different widths train on this machine: a few real steps of each.
+"""How fast packs of different widths train on this machine, and what one trial holds: a few real steps.
 
 Run as a process of its own, one beside the other for each host of a sweep, so that hosts compete for
 memory and caches as they will in the sweep:
@@ -13,7 +13,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,22 +25,37 @@ from replora.models.base import Backbone
 from replora.models.load import load_backbone
 from replora.tasks.base import Task
 from replora.tasks.load import load_task
+from replora.train.footprint import peak_memory
 from replora.train.loop import pick_device
 from replora.train.pack import Pack
 from replora.train.process import is_out_of_memory, prepare_process
 
-__all__ = ["pack_rates"]
+__all__ = ["Measured", "pack_rates"]
 
 _LEAST_SECONDS, _LEAST_STEPS = 0.3, 2  # choice: a rate good to a few percent in about a second in all
 _HOPELESS = 0.9  # once a width is this much slower than the best, wider ones are not tried
 
 
-def pack_rates(config: RunConfig, backbone: Backbone, task: Task, limit: int) -> dict[int, float]:
+@dataclass(frozen=True)
+class Measured:
+    """What a few steps told.
+
+    Attributes:
+        rates: Trial-steps per second by width of the pack.
+        peak: Memory of the process after the steps of one trial alone (replora.train.footprint).
+    """
+
+    rates: dict[int, float]
+    peak: dict[str, Any] | None
+
+
+def pack_rates(config: RunConfig, backbone: Backbone, task: Task, limit: int) -> Measured:
     """Trial-steps per second of packs of 1, 2, 4, ... and `limit` slots, until widening hurts or memory ends.
 
     A trial-step is one optimizer step of one trial, without evaluation and checkpoints. A width that
     memory does not allow has the rate 0.
     """
+    peak: dict[str, Any] | None = None
     endless = config.train.model_copy(update={"steps": 10**9, "eval_every": 10**9, "checkpoint_every": 10**9})
     rates: dict[int, float] = {}
     widths = [1 << power for power in range(limit.bit_length()) if 1 << power < limit] + [limit]
@@ -54,9 +71,10 @@ def pack_rates(config: RunConfig, backbone: Backbone, task: Task, limit: int) ->
                 if not is_out_of_memory(error):
                     raise
                 rates[width] = 0.0
+            peak = peak_memory(pick_device()) if width == 1 else peak
             if rates[width] <= _HOPELESS * max(rates.values()):
                 break
-    return rates
+    return Measured(rates, peak)
 
 
 def _steps_per_second(pack: Pack) -> float:
@@ -76,20 +94,20 @@ def _clock() -> Callable[[], float]:
 
 
 def main() -> int:
-    """Prints the rates of the run on standard input as JSON: width to trial-steps per second."""
+    """Prints what it measured of the run on standard input, as JSON."""
     limit, threads = int(sys.argv[1]), int(sys.argv[2])
     config = RunConfig.model_validate_json(sys.stdin.read())
     prepare_process(threads)
     try:
-        rates = _rates(config, limit)
+        measured = _measure(config, limit)
     except ReploraError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_status
-    sys.stdout.write(json.dumps(rates) + "\n")
+    sys.stdout.write(json.dumps(asdict(measured)) + "\n")
     return 0
 
 
-def _rates(config: RunConfig, limit: int) -> dict[int, float]:
+def _measure(config: RunConfig, limit: int) -> Measured:
     device = pick_device()
     backbone = load_backbone(config.backbone, precision=config.train.precision, device=device)
     task = load_task(

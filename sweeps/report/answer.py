@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from sweeps.best import Contender, Selection
 from sweeps.interval import LEVEL
+from sweeps.report.front import front_table
 from sweeps.report.html import Html, join, tag, title
 from sweeps.report.results import Results
 from sweeps.report.scales import Scale, scale_of
-from sweeps.report.words import in_order, number, plain, score, short_names
+from sweeps.report.search_words import phases_text
+from sweeps.report.words import amount, in_order, number, plain, score, short_names
 
-__all__ = ["answer", "rivals_text"]
+__all__ = ["answer", "front_text", "rivals_text"]
 
 _SHOWN = 12
 _PLOT_W, _PLOT_H = 170.0, 22.0
@@ -21,7 +25,8 @@ def answer(results: Results) -> Html:
     best = selection.best
     if best is None:
         return tag("p", f"There is none yet. {selection.note}", class_="absent")
-    return join([_card(results, best), _contenders(results)])
+    several = len(selection.objectives) > 1
+    return join([_card(results, best), front_table(results) if several else _contenders(results)])
 
 
 def _card(results: Results, best: Contender) -> Html:
@@ -36,19 +41,23 @@ def _card(results: Results, best: Contender) -> Html:
         " ",
         tag("strong", score(best.mean)),
         tag("span", _interval_text(best)),
+        *(tag("span", f"; {text}") for text in _others(results, best)),
         class_="headline",
     )
     trials = ", ".join(f"{trial.number} (seed {trial.seed})" for trial in best.trials)
     facts = [f"{'Trial' if len(best.trials) == 1 else 'Trials'} {trials}."]
     if best.parameters is not None:
         facts.append(f"{best.parameters:,} trainable parameters without the head.")
+    if lineage := phases_text(results.view, best.group.search[0] if best.group.search else best.trials[0]):
+        facts.append(f"A copy of copies: {lineage}. The run in best.yaml replays all of it.")
     facts.append(results.selection.note)
-    verdict = tag("p", rivals_text(results.selection), class_="verdict")
-    details = tag("p", plain(" ".join(facts), 600), class_="absent")
+    words = front_text(results.selection) if results.selection.front else rivals_text(results.selection)
+    verdict = tag("p", words, class_="verdict")
+    details = tag("p", plain(" ".join(facts), 1200), class_="absent")
     over = results.view.closed is not None
-    words = "Train it to the end and test it once" if over else "The sweep is not over; go on with it"
+    then = "Train it to the end and test it once" if over else "The sweep is not over; go on with it"
     command = tag("code", "replora train best.yaml" if over else "replora resume .")
-    after = tag("p", f"{words}, in this page's folder: ", command, class_="absent")
+    after = tag("p", f"{then}, in this page's folder: ", command, class_="absent")
     return tag("div", headline, tag("dl", *values, class_="values"), verdict, details, after, class_="card")
 
 
@@ -57,6 +66,20 @@ def _interval_text(item: Contender) -> str:
         return " without an interval: one seed gives none for this metric"
     found = item.interval
     return f" {found.level:.0%} interval {score(found.low)} to {score(found.high)} ({found.basis})"
+
+
+def _others(results: Results, best: Contender) -> Iterator[str]:
+    """The further objectives of the chosen configuration."""
+    for objective, value in list(zip(results.selection.objectives, best.objectives, strict=True))[1:]:
+        yield f"{plain(objective.metric, 60)} {amount(value)}"
+
+
+def front_text(selection: Selection) -> str:
+    """One sentence on the Pareto front and the point of it that was chosen."""
+    best, size, total = selection.best, len(selection.front), len(selection.contenders)
+    assert best is not None
+    named = " and ".join(objective.metric for objective in selection.objectives)
+    return f"{size} of {total} configurations are on the Pareto front of {named}; this is {best.words}."
 
 
 def rivals_text(selection: Selection) -> str:

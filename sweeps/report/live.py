@@ -16,12 +16,14 @@ from rich.text import Text
 
 from sweeps.ledger import SweepView, TrialView
 from sweeps.report.progress import Progress, last_metric, planned_steps
+from sweeps.report.search_words import copy_text
 from sweeps.report.words import duration, plain, point_text, score
 
 __all__ = ["LiveTable"]
 
 _REFRESH_S = 0.25
 _LOG_S = 10.0
+_FRONT = 12  # trials that are named
 # A draw may cost at most this share of one core: what it takes is taken from the training.
 _SHARE = 0.02
 
@@ -109,6 +111,19 @@ def _times(progress: Progress, elapsed: float, left: float | None) -> str:
     return f"{duration(elapsed)} elapsed" + ("" if progress.over == progress.planned else f", {rest}")
 
 
+def _point(view: SweepView, trial: TrialView) -> str:
+    """Where in the space a trial is, and whose copy."""
+    copied = copy_text(view, trial)
+    return point_text(trial.point) + (f" ({copied})" if copied else "")
+
+
+def _front(progress: Progress) -> str:
+    numbers = [str(trial.number) for trial in progress.front[:_FRONT]]
+    more = ", ..." if len(progress.front) > _FRONT else ""
+    listed = f" (trials {', '.join(numbers)}{more})" if numbers else ""
+    return f"on the Pareto front so far: {len(progress.front)}{listed}"
+
+
 def _counts(progress: Progress) -> str:
     total = "" if progress.planned is None else f" of {progress.planned}"
     kinds = [f"{progress.counts[state]} {state}" for state in ("finished", "pruned", "failed")]
@@ -130,11 +145,12 @@ class _Log:
 
     def events(self, trials: list[TrialView], best: TrialView | None) -> None:
         for trial in trials:
-            if trial.ended or (trial.state == "running" and trial.attempts > 1):
-                self._write(f"trial {trial.number} {_outcome(self._view, trial)}; {point_text(trial.point)}")
+            if trial.ended or (trial.state == "running" and trial.attempts > 1 and trial.reason):
+                outcome, point = _outcome(self._view, trial), _point(self._view, trial)
+                self._write(f"trial {trial.number} {outcome}; {point}")
         if best is not None:
             self._write(
-                f"new best: trial {best.number}, {_score(self._view, best)}; {point_text(best.point)}"
+                f"new best: trial {best.number}, {_score(self._view, best)}; {_point(self._view, best)}"
             )
 
     def draw(self, progress: Progress, elapsed: float, left: float | None) -> None:
@@ -143,6 +159,8 @@ class _Log:
         self._next = elapsed + _LOG_S
         running = f"{len(progress.running)} running in {self._slots} slots"
         self._write(f"{_counts(progress)}, {running}, {_times(progress, elapsed, left)}")
+        if len(self._view.objectives) > 1:
+            self._write(_front(progress))
 
     def close(self) -> None:
         self._stream.flush()
@@ -194,7 +212,7 @@ class _Table:
     def _head(self, progress: Progress, elapsed: float, left: float | None) -> list[RenderableType]:
         view, best = self._view, progress.best
         words = "none yet" if best is None else f"{_score(view, best)}, trial {best.number}"
-        point = "" if best is None else point_text(best.point)
+        point = "" if best is None else _point(view, best)
         return [
             _line((plain(view.name, 40), "bold"), (f"  {_times(progress, elapsed, left)}", "dim")),
             _bar(progress, self._console.width),
@@ -202,6 +220,7 @@ class _Table:
             _line((f"{len(progress.running)} of {self._slots} slots in use", "")),
             _line(("best so far: ", ""), (words, "bold green")),
             _line((f"  {point}", "green")),
+            *([_line((_front(progress), ""))] if len(view.objectives) > 1 else []),
         ]
 
 
@@ -228,6 +247,6 @@ def _running(view: SweepView, progress: Progress, rows: int) -> RenderableType:
         value = last_metric(trial, view.metric)
         steps = f"{trial.step}/{planned_steps(trial)}"
         last = "-" if value is None else score(value)
-        table.add_row(str(trial.number), steps, last, Text(point_text(trial.point)))
+        table.add_row(str(trial.number), steps, last, Text(_point(view, trial)))
     hidden = len(progress.running) - rows
     return Group(table, _line((f"and {hidden} more running", "dim"))) if hidden > 0 else table

@@ -65,10 +65,14 @@ def _heat(results: Results, x: str, y: str) -> Figure:
     over = "seeds" if not others else f"seeds and {', '.join(others)}"
     caption = (
         f"Each cell: mean of {results.metric} over its finished trials of the search ({over}). "
-        f"A dashed cell has only stopped trials; its value is a bound ({results.bound.strip()}). "
+        f"A dashed cell has only stopped trials; its value is {_stopped(results)}. "
         "The ring marks the best configuration."
     )
     return Figure(_heading(x, y), drawing, caption)
+
+
+def _stopped(results: Results) -> str:
+    return "that of a rung" if results.annealed else f"a bound ({results.bound.strip()})"
 
 
 def _mean(trials: Sequence[TrialView]) -> float | None:

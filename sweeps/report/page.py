@@ -13,11 +13,13 @@ from sweeps.ledger import SweepView, read_ledger
 from sweeps.report.answer import answer
 from sweeps.report.axes import Figure
 from sweeps.report.curves import curves_figure
+from sweeps.report.front import front_figure
 from sweeps.report.html import Html, join, tag
 from sweeps.report.importance import importance_figure
 from sweeps.report.maps import map_figure
 from sweeps.report.parallel import parallel_figure
 from sweeps.report.results import Results
+from sweeps.report.search_words import schedule_text, warm_texts
 from sweeps.report.table import failures, trials_table
 from sweeps.report.words import date, duration, plain
 
@@ -72,6 +74,9 @@ def _header(view: SweepView) -> Html:
         "started": date(view.started),
         "last change": f"{date(view.updated)}, after {duration(view.updated - view.started)}",
         "sweep": view.fingerprint,
+        "schedule": schedule_text(view),
+        "budget": "; ".join(dict.fromkeys(view.spent.values())),
+        "warm start": "; ".join(warm_texts(view)),
         "code": view.git,
         "data": view.data,
         "versions": ", ".join(f"{name} {version}" for name, version in view.versions.items()),
@@ -90,15 +95,17 @@ def _counts(view: SweepView) -> str:
     counts = Counter(trial.state for trial in view.trials.values())
     parts = [
         f"{counts[state]} {state}"
-        for state in ("finished", "pruned", "failed", "running", "asked")
+        for state in ("finished", "pruned", "failed", "running", "paused", "asked")
         if counts[state]
     ]
     return f"{len(view.trials)} trials: {', '.join(parts)}" if parts else "no trials yet"
 
 
 def _sections(results: Results) -> Iterable[Html]:
-    yield _section("Best configuration", answer(results))
-    figures = (map_figure, importance_figure, curves_figure, parallel_figure)
+    several = len(results.view.objectives) > 1
+    yield _section("Chosen configuration" if several else "Best configuration", answer(results))
+    figures = [map_figure, importance_figure, curves_figure, parallel_figure]
+    figures = [front_figure, *figures] if several else figures
     yield tag("div", *(_figure(make(results)) for make in figures), class_="pair")
     yield _section("All trials", trials_table(results))
     yield _section("Failures", failures(results))
@@ -124,6 +131,12 @@ def _notes(results: Results) -> Html:
         f"what its full length would have given ({results.bound.strip()}), and is left out of means, of the "
         "choice of the best and of importance."
     )
+    if results.annealed:
+        pruned = (
+            "Learning rates come down to the end of their schedule at every rung and begin anew, so a pruned "
+            "trial's value is that of a whole, shorter training. It is left out of means, of the choice of "
+            "the best and of importance all the same, because the others were trained longer."
+        )
     split = (
         f"{plain(results.view.metric)} is measured on the validation split. The best of many trials is "
         "partly the luckiest one: the test split, read once by the final run, says how good it is."

@@ -6,6 +6,7 @@ from collections import Counter
 from itertools import islice
 
 from sweeps.ledger import SweepView, TrialView
+from sweeps.pareto import means_of, non_dominated
 from sweeps.report.words import better
 
 __all__ = ["Progress", "last_metric", "planned_steps"]
@@ -31,6 +32,7 @@ class Progress:
         counts: Trials by state.
         best: The finished trial with the best objective; pruned ones were cut short and do not count.
         running: Trials that train now.
+        front: With several objectives, the finished trials that no other one beats.
 
     Args:
         view: The sweep before anything of this process runs; it may grow, but no trial leaves it.
@@ -41,6 +43,7 @@ class Progress:
         self.counts: Counter[str] = Counter()
         self.best: TrialView | None = None
         self.running: list[TrialView] = []
+        self.front: list[TrialView] = []
         self._view = view
         self._planned = trials
         self._states: dict[str, tuple[str, int]] = {}
@@ -125,12 +128,16 @@ class Progress:
         best = self.best.objective if self.best else None
         if trial.state == "finished" and better(trial.objective, best, self._view.direction):
             self.best = trial
+        if trial.state == "finished" and len(self._view.objectives) > 1:
+            known = [*self.front, trial]
+            values = [means_of([each], self._view.objectives) for each in known]
+            self.front = [known[index] for index in non_dominated(values, self._view.objectives)]
 
     def _steps(self) -> int:
         return self._settled_steps + sum(trial.step for trial in self._open.values())
 
     def _steps_left(self) -> float:
-        waiting = [trial for trial in self._open.values() if trial.state in ("asked", "running")]
+        waiting = [trial for trial in self._open.values() if trial.state in ("asked", "running", "paused")]
         settled = self.counts["finished"] + self.counts["pruned"]
         unknown = (self.planned or 0) - self.known
         here = sum(max(0, planned_steps(trial) - trial.step) for trial in waiting)

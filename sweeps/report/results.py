@@ -11,7 +11,7 @@ from typing import TypeVar
 from sweeps.best import Selection, select
 from sweeps.ledger import SweepView, TrialView
 from sweeps.report.scales import Scale, Shade, scale_of
-from sweeps.report.words import better, in_order, plain, point_text, score
+from sweeps.report.words import better, in_order, objective_label, plain, point_text, score
 
 _INTERVALS = ("log_uniform", "log_integers", "uniform", "integers")
 Item = TypeVar("Item")
@@ -63,12 +63,18 @@ class Results:
     @property
     def metric(self) -> str:
         """The objective's name with its direction, as an axis label."""
-        aim = "higher" if self.view.direction == "maximize" else "lower"
-        return f"{plain(self.view.metric, 60)} ({aim} is better)"
+        return objective_label(self.view.objectives[0])
+
+    @property
+    def annealed(self) -> bool:
+        """Whether pruned trials came to the end of their schedule, that of their rung."""
+        return bool(self.view.config.get("pruner", {}).get("schedule") == "rung")
 
     @property
     def bound(self) -> str:
         """The sign before a pruned trial's value: it was stopped before it could get better."""
+        if self.annealed:
+            return ""
         return "≥ " if self.view.direction == "maximize" else "≤ "
 
     @property

@@ -10,15 +10,17 @@ from pathlib import Path
 
 from sweeps.best import Contender, Selection
 from sweeps.ledger import SweepView
-from sweeps.report.answer import rivals_text
+from sweeps.report.answer import front_text, rivals_text
 from sweeps.report.page import REPORT_NAME
 from sweeps.report.results import failure_groups
-from sweeps.report.words import duration, plain, point_text, score
+from sweeps.report.search_words import phases_text, schedule_text, warm_texts
+from sweeps.report.words import amount, duration, plain, point_text, score
 from sweeps.tracking import resolve_uri
 
 __all__ = ["summary"]
 
 _RIVALS = 5
+_FRONT = 12
 _REASONS = 5
 
 
@@ -37,7 +39,7 @@ def summary(view: SweepView, selection: Selection, folder: Path) -> str:
 
 def _head(view: SweepView) -> str:
     counts: Counter[str] = Counter(trial.state for trial in view.trials.values())
-    states = ("finished", "pruned", "failed", "running", "asked")
+    states = ("finished", "pruned", "failed", "running", "paused", "asked")
     kinds = ", ".join(f"{counts[state]} {state}" for state in states if counts[state])
     state = view.closed or "not over"
     took = duration(view.updated - view.started)
@@ -52,11 +54,27 @@ def _best(view: SweepView, selection: Selection) -> Iterator[str]:
     yield f"best configuration   {plain(view.metric)} {_value(best)}"
     numbers = ", ".join(str(trial.number) for trial in best.trials)
     yield f"  {point_text(best.group.point)}   (trial {numbers})"
+    if copies := phases_text(view, best.group.search[0] if best.group.search else best.trials[0]):
+        yield from textwrap.wrap(copies, 100, initial_indent="  ", subsequent_indent="  ")
+    if selection.front:
+        yield from _front(selection)
+        return
     yield rivals_text(selection)
     for rival in selection.rivals[:_RIVALS]:
         yield f"  {_value(rival, basis=False)}   {point_text(rival.group.point)}"
     if len(selection.rivals) > _RIVALS:
         yield f"  and {len(selection.rivals) - _RIVALS} more"
+    yield from textwrap.wrap(selection.note, 100)
+
+
+def _front(selection: Selection) -> Iterator[str]:
+    yield front_text(selection)
+    for item in selection.front[:_FRONT]:
+        pairs = zip(selection.objectives, item.objectives, strict=True)
+        values = "  ".join(f"{plain(objective.metric)} {amount(value)}" for objective, value in pairs)
+        yield f"{'*' if item is selection.best else ' '} {values}   {point_text(item.group.point)}"
+    if len(selection.front) > _FRONT:
+        yield f"  and {len(selection.front) - _FRONT} more"
     yield from textwrap.wrap(selection.note, 100)
 
 
@@ -78,9 +96,18 @@ def _losses(view: SweepView) -> Iterator[str]:
     if hidden:
         yield f"{hidden} failed for other reasons: see the report"
     pruned = sum(trial.state == "pruned" for trial in view.trials.values())
-    if pruned:
+    copies = sum(bool(trial.parent) for trial in view.trials.values())
+    if copies:
+        yield f"{pruned} pruned: {copies} copies of better trials took their places"
+    elif pruned and view.config.get("pruner", {}).get("schedule") == "rung":
+        yield f"{pruned} pruned: stopped at a rung, with a schedule that ended there, and were not compared"
+    elif pruned:
         bound = "lower" if view.direction == "maximize" else "upper"
         yield f"{pruned} pruned: stopped early, so their values are {bound} bounds and were not compared"
+    if text := schedule_text(view):
+        yield f"schedule: {text}"
+    yield from warm_texts(view)
+    yield from (f"stopped asking: {reason}" for reason in dict.fromkeys(view.spent.values()))
 
 
 def _places(view: SweepView, selection: Selection, folder: Path) -> Iterator[str]:

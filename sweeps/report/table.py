@@ -7,6 +7,7 @@ from sweeps.report.html import Html, join, tag
 from sweeps.report.progress import planned_steps
 from sweeps.report.results import Results, failure_groups
 from sweeps.report.scales import is_number
+from sweeps.report.search_words import copy_text
 from sweeps.report.words import duration, number, plain, point_text, score, short_names
 
 __all__ = ["failures", "trials_table"]
@@ -26,6 +27,7 @@ def trials_table(results: Results) -> Html:
         "seed",
         "stage",
         "steps",
+        *(["copy of"] if _has_copies(results) else []),
         "time",
         "fingerprint",
     ]
@@ -51,9 +53,18 @@ def _row(results: Results, trial: TrialView) -> Html:
         tag("td", str(trial.seed)),
         tag("td", trial.stage),
         tag("td", f"{trial.step}/{planned_steps(trial)}", data_v=trial.step),
+        *(
+            [tag("td", copy_text(results.view, trial).removeprefix("copy of "))]
+            if _has_copies(results)
+            else []
+        ),
         tag("td", "" if seconds is None else duration(seconds), data_v=_exact(seconds)),
         tag("td", trial.fingerprint[:12], class_="mono"),
     )
+
+
+def _has_copies(results: Results) -> bool:
+    return bool(results.view.config.get("search", {}).get("name") == "pbt")
 
 
 def _cell(value: object) -> Html:

@@ -7,13 +7,17 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 
+from sweeps.objective import Objective
+
 __all__ = [
+    "amount",
     "axis_label",
     "better",
     "date",
     "duration",
     "in_order",
     "number",
+    "objective_label",
     "plain",
     "point_text",
     "score",
@@ -48,6 +52,12 @@ def number(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}".replace("e-0", "e-").replace("e+0", "e+")
     return plain(value, 60)
+
+
+def amount(value: float) -> str:
+    """A quantity: whole numbers from a thousand on in full, everything else as `number` has it."""
+    whole = math.isfinite(value) and value == round(value) and abs(value) >= 1000
+    return f"{value:,.0f}" if whole else number(value)
 
 
 def score(value: float | None) -> str:
@@ -97,6 +107,12 @@ def in_order(keys: Iterable[str]) -> list[str]:
 def axis_label(key: str) -> str:
     """What an axis shows, with its unit where there is one."""
     return _LABELS.get(key, plain(key, 60))
+
+
+def objective_label(objective: Objective) -> str:
+    """An objective with its direction, as an axis label."""
+    aim = "higher" if objective.direction == "maximize" else "lower"
+    return f"{plain(objective.metric, 60)} ({aim} is better)"
 
 
 def better(value: float | None, than: float | None, direction: str) -> bool:

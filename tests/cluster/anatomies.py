@@ -22,6 +22,7 @@ def llama(width: int, hidden: int, depth: int, heads: int, vocabulary: int = 32_
         base_parameters=depth * block + width + 2 * vocabulary * width,
         layer_parameters=max(vocabulary * width, hidden * width),
         targets=[TargetShape(name, b, *size) for b in range(depth) for name, size in sizes.items()],
+        keys=width,
     )
 
 

@@ -25,7 +25,7 @@ def test_a_budget_of_trials_ends_the_search(tmp_path: Path) -> None:
     director = run(tmp_path, grid(budget={"trials": 4}))
     assert director.done
     assert len(director.view.trials) == 4
-    assert director.view.spent == {"search": "budget.trials: 4 of 4 are asked"}
+    assert director.view.spent == {"search": "budget.trials: 4 of 4 trials are asked"}
     assert len(spent(tmp_path)) == 1
 
 

@@ -147,7 +147,7 @@ def test_widths_that_memory_does_not_allow_are_not_used(monkeypatch: pytest.Monk
     monkeypatch.setattr(Pack, "step", step)
     config = sweep(run={"backbone": {"weights": "random"}, "train": {"batch": 4}}).run
     backbone = load_backbone(config.backbone, precision="fp32", device="cpu")
-    rates = pack_rates(config, backbone, load_task(config.task, precision="fp32", device="cpu"), 8)
+    rates = pack_rates(config, backbone, load_task(config.task, precision="fp32", device="cpu"), 8).rates
     assert list(rates) == [1, 2, 4]
     assert rates[4] == 0.0
     assert layout_of(sweep(), rates).slots <= 2

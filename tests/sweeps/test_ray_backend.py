@@ -116,6 +116,23 @@ def test_tune_sees_every_report_of_every_trial(sweep: Sweep, monkeypatch: pytest
     assert sorted(seen) == [(f"t-{n}-1", step) for n in range(3) for step in (5, 10, 15, 20)]
 
 
+def test_tune_does_not_pile_up_trials_that_ended(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sweeps.ray_backend.controller import PackedTuneController
+
+    kept: list[int] = []
+    original = PackedTuneController.step
+
+    def spy(self: Any) -> None:
+        original(self)
+        kept.append(len(self.get_trials()))
+
+    monkeypatch.setattr(PackedTuneController, "step", spy)
+    director = sweep(*names("t", 12), *names("prune", 4), hosts=1, slots=2)
+    assert director.ended(Finished) == set(names("t", 12))
+    assert max(kept) <= 3, "two slots and one that is on its way into the next"
+    assert kept[-1] == 0
+
+
 def test_a_pruned_trial_stops_and_its_slot_goes_to_the_next(sweep: Sweep) -> None:
     director = sweep("prune-0", "t-0", "t-1", hosts=1, slots=1)
     assert reported(director, "prune-0") == [5]
