@@ -1,8 +1,7 @@
-"""The verbs of machines: `plan`, `doctor`, `launch`. Nothing heavy is imported here."""
+"""The verbs of machines, `plan` and `launch` (`doctor`: sweeps.doctoring). Nothing heavy is imported here."""
 
 from __future__ import annotations
 
-from cluster.doctor.examine import DOCTOR
 from cluster.hardware import list_profiles
 from cluster.launch.verb import LAUNCH
 from cluster.planning import PLAN
@@ -10,4 +9,4 @@ from replora.verbs import Verb
 
 __all__ = ["VERBS", "list_profiles"]
 
-VERBS: tuple[Verb, ...] = (PLAN, DOCTOR, LAUNCH)
+VERBS: tuple[Verb, ...] = (PLAN, LAUNCH)

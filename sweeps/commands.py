@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from replora.errors import ConfigError
 from replora.verbs import Answer, Verb, nearest
+from sweeps.doctoring import DOCTOR
 
 if TYPE_CHECKING:
     from sweeps.config import SweepConfig
@@ -240,4 +241,5 @@ VERBS: tuple[Verb, ...] = (
     Verb("best", "the best configuration of one or several sweeps", _configure_best, _best),
     Verb("export-study", "a sweep as an Optuna study, for optuna-dashboard", _configure_study, _export_study),
     Verb("sync", "replay a sweep's ledger into MLflow", _configure_sync, _sync),
+    DOCTOR,
 )

@@ -1,7 +1,7 @@
 """`replora doctor`: the examination of one machine.
 
 `examine` is a plain function of plain data, so that a launcher can run it on another node and send the
-findings home. Here it is run on this machine only.
+findings home (cluster.doctor.nodes); `DOCTOR` runs it on this machine.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from cluster.doctor.finding import Finding
 from replora.folders import cache_folder
 from replora.verbs import Answer, Verb
 
-__all__ = ["DOCTOR", "Examination", "examine"]
+__all__ = ["DOCTOR", "Examination", "examine", "finding_line"]
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,13 @@ def _run(options: argparse.Namespace) -> Answer:
     findings = examine(Examination(options.dir, uri, options.address, options.deep))
     fit = all(finding.state != "error" for finding in findings)
     document: dict[str, Any] = {"fit": fit, "findings": [asdict(finding) for finding in findings]}
-    lines = [_line(finding) for finding in findings]
+    lines = [finding_line(finding) for finding in findings]
     end = "This machine is fit." if fit else "This machine is not fit: see each error's remedy."
     return Answer(document, "\n".join([*lines, "", end]), status=0 if fit else 3)
 
 
-def _line(finding: Finding) -> str:
+def finding_line(finding: Finding) -> str:
+    """A finding for a person, its remedy below it."""
     line = f"{finding.state.ljust(8)} {finding.name.ljust(10)} {finding.text}"
     return f"{line}\n{' ' * 20}{finding.remedy}" if finding.remedy else line
 
