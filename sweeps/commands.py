@@ -79,13 +79,16 @@ def _dry_run(config: SweepConfig, folder: Path) -> Answer:
     from sweeps.placement import placed
     from sweeps.preview import packs_of, preview
     from sweeps.resources import trials_planned
+    from sweeps.warm import warm_preview
 
     layout = placed(config, remembered_layout(config))
     planned, trials = trials_planned(config), preview(config)
     packs = packs_of(trials)
+    earlier = list(warm_preview(config))
     document = {
         "sweep_dir": str(folder),
         "dry_run": True,
+        "warm_start": earlier,
         "trials": trials,
         "trials_planned": planned,
         "plan": {"backend": config.backend, **asdict(layout), "packs": packs},
@@ -101,6 +104,7 @@ def _dry_run(config: SweepConfig, folder: Path) -> Answer:
     ]
     if len(trials) > MAX_PREVIEW:
         lines.append(f"  ... and {len(trials) - MAX_PREVIEW} more (--json lists all)")
+    lines += [f"  {text}" for text in earlier]
     if not trials:
         lines.append(f"  {config.search.name} proposes the configurations while the sweep runs")
     return Answer(document, "\n".join(lines))

@@ -29,6 +29,7 @@ from sweeps.placement import placed
 from sweeps.provenance import git_revision, versions
 from sweeps.resources import trials_planned
 from sweeps.search import check_installed
+from sweeps.warm import earlier_words
 
 __all__ = ["SweepResult", "resume_sweep", "run_sweep"]
 
@@ -147,6 +148,8 @@ def _drive(config: SweepConfig, ledger: Ledger) -> SweepResult:
 
     folder = ledger.path.parent
     director = Director(config, ledger)
+    for earlier in director.view.warm:
+        sys.stderr.write(f"{earlier_words(earlier['name'], earlier['told'], earlier['left_out'])}\n")
     recorder = MlflowRecorder(folder, config.tracking.uri, config.tracking.experiment)
     recorder.start()
     patience = RECORDER_INTERRUPTED_S

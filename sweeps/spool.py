@@ -151,6 +151,7 @@ class Translator:
             "fingerprint": line["trial"],
             "trial": str(line["number"]),
             "stage": line["stage"],
+            **({"parent": line["parent"]} if line.get("parent") else {}),
         }
 
     def _started(self, line: Line, change: Change, time_ms: int) -> None:

@@ -21,7 +21,7 @@ from sweeps.objective import Objective, objectives_of, parameters_of, with_quant
 from sweeps.space import Point, Space, value_at
 from sweeps.trials import runs_of
 
-__all__ = ["Earlier", "earlier_words", "read_earlier", "warm_faults"]
+__all__ = ["Earlier", "earlier_words", "read_earlier", "warm_faults", "warm_preview"]
 
 
 @dataclass
@@ -73,6 +73,13 @@ def earlier_words(name: str, told: int, left_out: dict[str, int]) -> str:
     """How much of an earlier sweep was used, in one line."""
     rest = "; ".join(f"{count} not: {reason}" for reason, count in left_out.items())
     return f"{told} configurations of {name} told to the searcher" + (f"; {rest}" if rest else "")
+
+
+def warm_preview(config: SweepConfig) -> Iterator[str]:
+    """What each earlier sweep would give, in words."""
+    for folder in config.search.warm_start:
+        found = read_earlier(config, folder)
+        yield earlier_words(found.name, len(found.told), found.left_out)
 
 
 def warm_faults(config: SweepConfig) -> Iterator[Fault]:

@@ -79,7 +79,8 @@ def front_text(selection: Selection) -> str:
     best, size, total = selection.best, len(selection.front), len(selection.contenders)
     assert best is not None
     named = " and ".join(objective.metric for objective in selection.objectives)
-    return f"{size} of {total} configurations are on the Pareto front of {named}; this is {best.words}."
+    kind = "confirmed configurations" if selection.stage == "confirm" else "configurations"
+    return f"{size} of {total} {kind} are on the Pareto front of {named}; this is {best.words}."
 
 
 def rivals_text(selection: Selection) -> str:

@@ -55,9 +55,9 @@ def number(value: object) -> str:
 
 
 def amount(value: float) -> str:
-    """A quantity: whole numbers from a thousand on in full, everything else as `number` has it."""
-    whole = math.isfinite(value) and value == round(value) and abs(value) >= 1000
-    return f"{value:,.0f}" if whole else number(value)
+    """An objective of any kind: whole numbers above 1 in full, everything else as `score` has it."""
+    whole = math.isfinite(value) and value == round(value) and abs(value) > 1
+    return f"{value:,.0f}" if whole else score(value)
 
 
 def score(value: float | None) -> str:
