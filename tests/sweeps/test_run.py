@@ -267,3 +267,38 @@ def test_a_killed_driver_resumes_without_training_a_finished_trial_again(
     touched = {line["trial"] for line in read_lines(sweep_folder, offset=cut)}
     assert 2 <= len(finished) < 6
     assert not finished & touched
+
+
+def test_a_larger_budget_goes_on_without_anybodys_consent(
+    sweep_folder: Path, hosts: list[SimulatedHost]
+) -> None:
+    first = run_sweep(local(budget={"trials": 2}), sweep_folder)
+    assert (first.view.closed, len(first.view.trials)) == ("done", 2)
+    second = run_sweep(local(budget={"trials": 4}), sweep_folder)
+    assert len(second.view.trials) == 4
+    path = sweep_folder / "sweep.yaml"
+    path.write_text(path.read_text().replace("trials: 4", "trials: null"))
+    third = resume_sweep(sweep_folder)
+    assert [trial.state for trial in third.view.trials.values()] == ["finished"] * 6
+    assert [len(host.admitted) for host in hosts] == [2, 2, 2]
+
+
+def test_a_sweep_of_several_objectives_hands_over_its_front(sweep_folder: Path) -> None:
+    space = {"method.rank": {"values": (2, 4)}, "optim.lr": {"values": (1e-3, 1e-2)}}
+    objectives = [{"metric": "accuracy"}, {"metric": "trainable_parameters"}]
+    result = run_sweep(local(space=space, objective=objectives), sweep_folder)
+    document = yaml.safe_load((sweep_folder / "best.yaml").read_text())
+    assert document == result.best
+    assert [each["point"] for each in document["front"]] == [{"method.rank": 2, "optim.lr": 1e-2}]
+    assert "Pareto front" in (sweep_folder / "report.html").read_text()
+
+
+def test_a_warm_start_is_told_at_its_start(
+    sweep_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_sweep(local(name="before"), sweep_folder)
+    monkeypatch.chdir(tmp_path)
+    search = {"name": "optuna", "trials": 3, "warm_start": (sweep_folder.name,)}
+    result = run_sweep(local(search=search), tmp_path / "new")
+    assert "6 configurations of before told to the searcher\n" in capsys.readouterr().err
+    assert result.view.warm[0]["folder"] == str(sweep_folder)
