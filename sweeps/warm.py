@@ -12,7 +12,8 @@ from typing import Any
 from replora.config import RunConfig
 from replora.errors import ConfigError, ReploraError
 from replora.faults import Fault
-from replora.load import diff
+from replora.fingerprint import fingerprint
+from replora.load import diff, valid_keys
 from sweeps.config import Domain, Scalar, SweepConfig
 from sweeps.domains import contains
 from sweeps.groups import Group, groups_of
@@ -110,8 +111,11 @@ def _fitting(config: SweepConfig, space: Space, group: Group) -> tuple[Point | N
         there = RunConfig.model_validate({**group.config, "seed": 0})
     except (ConfigError, ValueError):
         return None, "no valid run here"
-    changed = [line for line in diff(there, here) if not line.startswith("task.root:")]  # places differ
-    return (None, changed[0]) if changed else (point, "")
+    if fingerprint(here) == fingerprint(there):  # which leaves out places on this machine
+        return point, ""
+    names = valid_keys(here)
+    changed = diff(there, here)
+    return None, next((line for line in changed if line.partition(":")[0] in names), changed[0])
 
 
 def _in_domain(domain: Domain, value: Any) -> Scalar | None:

@@ -154,9 +154,11 @@ def test_the_papers_grid_has_25_points_and_confirms_five() -> None:
 def test_ls_lists_the_sweeps_of_the_package(replora: Replora) -> None:
     _, out, _ = replora("ls", "spaces", "--json")
     assert [row["name"] for row in json.loads(out)] == [
+        "digits-front",
         "digits-grid",
         "digits-methods",
         "digits-optuna",
+        "digits-pbt",
         "smoke",
     ]
 
