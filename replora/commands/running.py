@@ -90,9 +90,10 @@ def _configure_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--as",
         dest="form",
-        choices=("peft-lora", "merged", "replora"),
+        choices=("peft-lora", "peft", "merged", "replora"),
         required=True,
-        help="a LoRA folder for stock PEFT, the backbone with the update merged in, or our own format",
+        help="a LoRA folder for stock PEFT, the method itself for PEFT (docs/peft.md), the backbone with the "
+        "update merged in, or our own format",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder")
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from replora.methods.exchange.configs import DoranConfig, RepLoraConfig
-    from replora.methods.exchange.folders import export
+    from replora.methods.exchange.folders import export, import_peft
 
-__all__ = ["DoranConfig", "RepLoraConfig", "export"]
+__all__ = ["DoranConfig", "RepLoraConfig", "export", "import_peft"]
 
-_HOMES = {"DoranConfig": "configs", "RepLoraConfig": "configs", "export": "folders"}
+_HOMES = {"DoranConfig": "configs", "RepLoraConfig": "configs", "export": "folders", "import_peft": "folders"}
 
 
 def __getattr__(name: str) -> Any:

@@ -47,11 +47,11 @@ from peft.mapping import (  # noqa: E402
 
 from replora.methods.exchange.tuner import ReploraTuner  # noqa: E402
 
-__all__ = ["DoranConfig", "RepLoraConfig", "check_release"]
+__all__ = ["CONFIGS", "DoranConfig", "GeneratedConfig", "RepLoraConfig", "check_release"]
 
 
 @dataclass
-class _GeneratedConfig(PeftConfig):
+class GeneratedConfig(PeftConfig):
     """Fields of every generated method; those that runs have too mean the same there (docs/methods.md).
 
     Attributes:
@@ -112,14 +112,14 @@ class _GeneratedConfig(PeftConfig):
 
 
 @dataclass
-class RepLoraConfig(_GeneratedConfig):
+class RepLoraConfig(GeneratedConfig):
     """RepLoRA for `peft.get_peft_model`: A and B are outputs of generators shared by a block's targets."""
 
     method_class: ClassVar[type[GeneratedMethod]] = ReploraMethod
 
 
 @dataclass
-class DoranConfig(_GeneratedConfig):
+class DoranConfig(GeneratedConfig):
     """DoRAN for `peft.get_peft_model`: generated A and B, and noise in DoRA's norm."""
 
     seed: str = "dense"
@@ -128,12 +128,11 @@ class DoranConfig(_GeneratedConfig):
     method_class: ClassVar[type[GeneratedMethod]] = DoranMethod
 
 
-def _register(*configs: type[_GeneratedConfig]) -> None:
-    for config in configs:
-        name: Any = config.method_class.model_fields["name"].default.upper()  # PEFT's names are text, too
-        PEFT_TYPE_TO_CONFIG_MAPPING[name] = config
-        PEFT_TYPE_TO_TUNER_MAPPING[name] = ReploraTuner
-        PEFT_TYPE_TO_PREFIX_MAPPING[name] = ReploraTuner.prefix
+#: By the method's own name.
+CONFIGS: dict[str, type[GeneratedConfig]] = {"replora": RepLoraConfig, "doran": DoranConfig}
 
-
-_register(RepLoraConfig, DoranConfig)
+for _name, _config in CONFIGS.items():
+    _type: Any = _name.upper()  # PEFT's own names are an enumeration of text
+    PEFT_TYPE_TO_CONFIG_MAPPING[_type] = _config
+    PEFT_TYPE_TO_TUNER_MAPPING[_type] = ReploraTuner
+    PEFT_TYPE_TO_PREFIX_MAPPING[_type] = ReploraTuner.prefix

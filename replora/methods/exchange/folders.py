@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from replora.config import AdapterMethod, ComposedMethod, LowRankMethod, PrefixMethod
+from replora.config import AdapterMethod, ComposedMethod, LowRankMethod, PrefixMethod, RunConfig
 from replora.errors import AdapterError
 from replora.methods.bake import BakedTarget, bake, head, merge
 from replora.methods.exchange.readmes import family_of, merged_readme, peft_readme
@@ -30,9 +30,9 @@ from replora.models.hub import checkpoint_files
 from replora.models.load import load_backbone
 from replora.models.shapes import is_language_model
 
-__all__ = ["KINDS", "export"]
+__all__ = ["KINDS", "export", "import_peft"]
 
-Kind = Literal["peft-lora", "merged", "replora"]
+Kind = Literal["peft-lora", "peft", "merged", "replora"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Files = Mapping[str, str | bytes | Mapping[str, Tensor]]
 
@@ -42,8 +42,9 @@ def export(run_dir: Path, kind: Kind, out: Path) -> Path:
 
     Args:
         run_dir: Folder of a finished run or trial.
-        kind: `peft-lora` (plain LoRA, for `peft.PeftModel.from_pretrained`), `merged` (whole weights)
-            or `replora` (this project's own folder, which `replora eval` reads).
+        kind: `peft-lora` (plain LoRA, for `peft.PeftModel.from_pretrained`), `peft` (the method itself, for
+            PEFT with this project's methods, docs/peft.md), `merged` (whole weights) or `replora` (this
+            project's own folder, which `replora eval` reads).
         out: Folder to create.
 
     Returns:
@@ -61,7 +62,7 @@ def export(run_dir: Path, kind: Kind, out: Path) -> Path:
         save_adapter(out, adapter)
         return out
     backbone = load_backbone(adapter.config.backbone, precision="fp32", device="cpu")
-    files = _peft_lora(adapter, backbone) if kind == "peft-lora" else _merged(adapter, backbone)
+    files = {"peft-lora": _peft_lora, "peft": _peft, "merged": _merged}[kind](adapter, backbone)
     temporary = out.with_name(f".{out.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -104,6 +105,42 @@ def _peft_lora(adapter: SavedAdapter, backbone: Backbone) -> Files:
         "adapter_config.json": described,
         "README.md": peft_readme(backbone, adapter.head_width),
     }
+
+
+def _peft(adapter: SavedAdapter, backbone: Backbone) -> Files:
+    from replora.methods.exchange.conversion import to_peft  # PEFT, slow to import
+
+    _check_peft(bake(adapter, backbone), backbone)
+    tensors, described = to_peft(adapter, backbone)
+    readme = peft_readme(backbone, adapter.head_width).replace(
+        "    from peft import",
+        "    import replora.methods.exchange.configs  # registers the method\n    from peft import",
+        1,
+    )
+    return {"adapter_model.safetensors": tensors, "adapter_config.json": described, "README.md": readme}
+
+
+def import_peft(folder: Path, run: RunConfig, out: Path) -> Path:
+    """Makes a run's folder, which `replora eval` and `export` read, of a folder of PEFT.
+
+    Args:
+        folder: What `save_pretrained` wrote of RepLoRA or DoRAN.
+        run: Backbone and task; the method is the folder's.
+        out: Folder to create.
+
+    Returns:
+        `out`.
+
+    Raises:
+        AdapterError: If `folder` holds something else or does not fit the backbone, or `out` exists.
+    """
+    from replora.methods.exchange.conversion import from_peft  # PEFT, slow to import
+
+    if out.exists():
+        raise AdapterError(f"{out}: exists already; name a new folder")
+    backbone = load_backbone(run.backbone, precision="fp32", device="cpu")
+    save_adapter(out / "adapter", from_peft(folder, run, backbone))
+    return out
 
 
 def _check_peft(targets: Sequence[BakedTarget], backbone: Backbone) -> None:

@@ -11,9 +11,12 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from timm.models import VisionTransformer
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from replora.config import (
     AdapterMethod,
+    BackboneConfig,
+    CommonsenseTask,
     DoraMethod,
     DoranMethod,
     FullMethod,
@@ -26,12 +29,15 @@ from replora.config import (
     TrainConfig,
 )
 from replora.errors import AdapterError
-from replora.methods.exchange.folders import export
-from replora.methods.folder import load_adapter
+from replora.methods.adaptation import adapt
+from replora.methods.bake import merge
+from replora.methods.exchange.folders import export, import_peft
+from replora.methods.folder import SavedAdapter, load_adapter, save_adapter
 from replora.models.load import load_backbone
 from replora.tasks.load import load_task
 from replora.train.loop import evaluate, train
 from replora.train.model import SlotModel
+from tests.replora.tiny_llama import save_tiny_llama
 
 Runs = Callable[[str], tuple[Path, RunConfig]]
 
@@ -149,3 +155,67 @@ def test_export_leaves_nothing_half_written(runs: Runs, tmp_path: Path) -> None:
     with pytest.raises(AdapterError):
         export(runs("full")[0], "peft-lora", tmp_path / "lora")
     assert list(tmp_path.iterdir()) == []
+
+
+GENERATED = ["replora", "replora-plain", "doran", "replora-decomposed", "replora-model"]
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_a_folder_for_peft_gives_the_same_logits_and_comes_back_whole(
+    name: str, runs: Runs, tmp_path: Path
+) -> None:
+    run_dir, config = runs(name)
+    images, ours = logits(run_dir, config)
+    out = export(run_dir, "peft", tmp_path / "peft")
+    theirs = PeftModel.from_pretrained(stock_model(config), str(out)).eval()
+    with torch.no_grad():
+        assert torch.allclose(theirs(images), ours, atol=1e-5)
+    theirs.save_pretrained(str(tmp_path / "again"))
+    other = RunConfig(method=LoraMethod(), train=config.train)
+    back = load_adapter(import_peft(tmp_path / "again", other, tmp_path / "back") / "adapter")
+    before = load_adapter(run_dir / "adapter")
+    assert set(back.config.method.targets) == set(config.method.targets)  # type: ignore[union-attr]
+    assert back.tensors.keys() == before.tensors.keys()
+    assert all(torch.equal(before.tensors[key], back.tensors[key]) for key in before.tensors)
+    assert back.head_width == before.head_width
+
+
+def test_other_folders_of_peft_are_not_imported(runs: Runs, tmp_path: Path) -> None:
+    run_dir, config = runs("lora")
+    export(run_dir, "peft-lora", tmp_path / "lora")
+    with pytest.raises(AdapterError, match=r"must hold replora or doran.*LORA"):
+        import_peft(tmp_path / "lora", config, tmp_path / "back")
+    with pytest.raises(AdapterError, match="no folder of PEFT"):
+        import_peft(tmp_path, config, tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+def test_a_method_that_peft_has_itself_has_no_folder_of_ours(runs: Runs, tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="PEFT has no lora of ours, only replora, doran"):
+        export(runs("lora")[0], "peft", tmp_path / "peft")
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_a_llama_goes_to_peft_and_comes_back_whole(tmp_path: Path) -> None:
+    folder = save_tiny_llama(tmp_path / "base")
+    run = RunConfig(
+        backbone=BackboneConfig(name=f"hf/{folder}"),
+        method=ReploraMethod(rank=3, hidden=5, plain_targets=("up", "output")),
+        task=CommonsenseTask(root=tmp_path),
+    )
+    backbone = load_backbone(run.backbone, precision="fp32", device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    start = adapt(backbone, run.method).initial(run.method, generator)
+    stirred = {n: (t + 0.1 * torch.randn(t.shape, generator=generator)).float() for n, t in start.items()}
+    adapter = SavedAdapter(run, backbone.fingerprint, 0, stirred)
+    save_adapter(tmp_path / "run" / "adapter", adapter)
+    export(tmp_path / "run", "peft", tmp_path / "peft")
+    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), tmp_path / "peft")
+    tokens = torch.randint(400, (2, 6))
+    with torch.no_grad():
+        ours = merge(adapter, backbone)(input_ids=tokens).logits
+        assert torch.allclose(theirs(input_ids=tokens).logits, ours, atol=1e-5)
+    back = load_adapter(import_peft(tmp_path / "peft", run, tmp_path / "back") / "adapter")
+    assert back.config.method == run.method.model_copy(update={"plain_targets": ("output", "up")})
+    assert back.tensors.keys() == stirred.keys()
+    assert all(torch.equal(back.tensors[key], stirred[key]) for key in stirred)
