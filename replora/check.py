@@ -8,6 +8,7 @@ from replora.config import (
     AdapterMethod,
     FullMethod,
     GeneratedMethod,
+    HoraMethod,
     LowRankMethod,
     MethodConfig,
     RunConfig,
@@ -106,6 +107,8 @@ def method_faults(method: MethodConfig, targets: Sequence[TargetLike]) -> Iterat
             text = f"method.plain_targets must not repeat method.targets, but both have {', '.join(both)}."
             yield Fault(("method", "plain_targets"), text)
         names += method.plain_targets
+    if isinstance(method, HoraMethod):
+        yield from _headless(method.targets, targets)
     widths = _widths([target for target in targets if target.name in names])
     if widths and method.rank > min(widths.values()):
         name = min(widths, key=widths.__getitem__)
@@ -113,6 +116,15 @@ def method_faults(method: MethodConfig, targets: Sequence[TargetLike]) -> Iterat
         yield Fault(
             ("method", "rank"), text, "A larger rank has more parameters than the layer and the same maps."
         )
+
+
+def _headless(names: Sequence[str], targets: Sequence[TargetLike]) -> Iterator[Fault]:
+    """HoRA's targets without attention heads."""
+    having = list(dict.fromkeys(target.name for target in targets if target.heads))
+    for name in dict.fromkeys(target.name for target in targets if target.name in names and not target.heads):
+        text = f"method.targets of hora must have attention heads, but {name} has none."
+        hint = f"Name it in method.plain_targets. Targets with heads: {', '.join(having)}."
+        yield Fault(("method", "targets"), text, hint)
 
 
 def _widths(targets: Sequence[TargetLike]) -> dict[str, int]:

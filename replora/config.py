@@ -25,6 +25,7 @@ __all__ = [
     "FolderTask",
     "FullMethod",
     "GeneratedMethod",
+    "HoraMethod",
     "ImageFolderTask",
     "LinearProbeMethod",
     "LoraMethod",
@@ -154,6 +155,17 @@ class DoranMethod(GeneratedMethod):
     seed: Literal["diagonal", "dense"] = "dense"
 
 
+class HoraMethod(GeneratedMethod):
+    """HoRA: networks that all attention heads of a block share make one A a target and one B a head.
+
+    Reported (arXiv 2510.04295): a joint hypernetwork makes the A of query and value from one learned
+    seed, and the B of every head. *Choices*: everything else (docs/methods.md), the dense seeds among it.
+    """
+
+    name: Literal["hora"] = "hora"
+    seed: Literal["diagonal", "dense"] = "dense"
+
+
 class AdapterMethod(Frozen):
     """Bottleneck adapter: a small MLP with a skip around it, after its targets or beside them.
 
@@ -208,7 +220,7 @@ class LinearProbeMethod(Frozen):
     name: Literal["linear-probe"] = "linear-probe"
 
 
-LowRankConfig = ReploraMethod | LoraMethod | DoraMethod | DoranMethod
+LowRankConfig = ReploraMethod | LoraMethod | DoraMethod | DoranMethod | HoraMethod
 MethodConfig = Annotated[
     LowRankConfig | AdapterMethod | PrefixMethod | FullMethod | LinearProbeMethod, Field(discriminator="name")
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -11,6 +12,7 @@ from replora.config import (
     ComposedMethod,
     FullMethod,
     GeneratedMethod,
+    HoraMethod,
     LowRankConfig,
     LowRankMethod,
     MethodConfig,
@@ -53,14 +55,20 @@ class TargetLike(Protocol):
         """Output features."""
         ...
 
+    @property
+    def heads(self) -> int:
+        """Attention heads that share the outputs; 0 where there are none."""
+        ...
+
 
 def trainable_parameters(method: MethodConfig, targets: Sequence[TargetLike], base_parameters: int) -> int:
     """Parameters that a method trains in training, the task head excluded.
 
     LoRA has `r (in + out)` per target. RepLoRA has, per side, a seed `r` (dense: `r^2`) and a hidden
     layer `h r + h` for each generator, and a head `h in` (A side) or `h out` (B side) per target. With
-    `scope: model` the hidden layer and the heads exist once and the seeds once per block. A decomposed
-    weight adds a magnitude per output, a noised one a tau per target. An adapter of width m has
+    `scope: model` the hidden layer and the heads exist once for all blocks of equal shape. HoRA has a
+    B-seed per attention head, and a B-head of one attention head's width. A decomposed weight adds a
+    magnitude per output, a noised one a tau per target. An adapter of width m has
     `m (read + out)` per target, where it reads `out` in series and `in` in parallel, and `m + out` for its
     biases. A prefix of P tokens has `P (key + value)` per attention; made by an MLP of width h, embeddings
     `P e` with e the width of the first attention's keys, a layer `e h + h`, and `(h + 1) (key + value)` per
@@ -197,14 +205,20 @@ def _direct(rank: int, targets: Sequence[TargetLike]) -> int:
 
 
 def _generated(method: GeneratedMethod, targets: Sequence[TargetLike]) -> int:
-    rank, hidden = method.rank, method.hidden
-    seeded = {target.block if method.shared else (target.block, target.name) for target in targets}
-    if method.scope == "model":
-        headed = {(target.name, target.inputs, target.outputs) for target in targets}
-        generators = 1 if method.shared else len({target.name for target in targets})
-        heads = sum(inputs + outputs for _, inputs, outputs in headed)
-    else:
-        generators = len(seeded)
-        heads = sum(target.inputs + target.outputs for target in targets)
+    """Blocks of equal shape are a group; with `scope: model` each group has networks of its own."""
+    blocks: dict[int, tuple[tuple[str, int, int, int], ...]] = {}
+    for each in targets:
+        shape = (each.name, each.inputs, each.outputs, each.heads)
+        blocks[each.block] = (*blocks.get(each.block, ()), shape)
+    return sum(_group(method, shapes, count) for shapes, count in Counter(blocks.values()).items())
+
+
+def _group(method: GeneratedMethod, shapes: Sequence[tuple[str, int, int, int]], blocks: int) -> int:
+    """Parameters of blocks with the same targets, each `(name, inputs, outputs, heads)`."""
+    rank, hidden, joint = method.rank, method.hidden, isinstance(method, HoraMethod)
+    networks = 1 if method.shared else len(shapes)
+    seeds = networks + (sum(heads for *_, heads in shapes) if joint else networks)
+    made = sum(inputs + outputs // (heads if joint else 1) for _, inputs, outputs, heads in shapes)
+    generators = 2 * networks * (hidden * rank + hidden) + hidden * made
     seed = rank**2 if method.seed == "dense" else rank
-    return 2 * (len(seeded) * seed + generators * (hidden * rank + hidden)) + hidden * heads
+    return blocks * seeds * seed + generators * (1 if method.scope == "model" else blocks)

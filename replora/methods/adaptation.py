@@ -18,6 +18,7 @@ from replora.config import (
     AdapterMethod,
     FullMethod,
     GeneratedMethod,
+    HoraMethod,
     LinearProbeMethod,
     LowRankMethod,
     MethodConfig,
@@ -27,11 +28,12 @@ from replora.methods.beside import BesideAdaptation, Inner
 from replora.methods.bottleneck import BottleneckAdaptation
 from replora.methods.composition import Decomposition, decomposition
 from replora.methods.factors import DirectFactors, Factors, FactorSource, GeneratedFactors
+from replora.methods.joint import JointFactors
 from replora.methods.layer import Binding, LayerFactors, SlotLinear
 from replora.methods.layout import Shapes
 from replora.methods.linear import freeze_linears
 from replora.methods.prefix import PrefixAdaptation
-from replora.methods.sites import Site, group_targets, select_targets
+from replora.methods.sites import Group, Site, group_targets, select_targets
 from replora.methods.structure import copy_structure, packed_features, replace_linears
 from replora.models.base import Backbone, Target
 from replora.tasks.base import Batch
@@ -125,15 +127,21 @@ def parts(model: nn.Module, targets: Sequence[Target], method: LowRankMethod) ->
     """The parts of a low-rank method on a model with these targets, group by group."""
     found: list[Part] = []
     for group in group_targets(select_targets(targets, method.targets)):
-        source: FactorSource = DirectFactors(group, group.sites, "")
-        if isinstance(method, GeneratedMethod):
-            source = GeneratedFactors(group, group.sites, method)
         composed = [decomposition(group, site, model, method) for site in group.sites]
-        found.append(Part(source, tuple(composed)))
+        found.append(Part(factor_source(group, method), tuple(composed)))
     if isinstance(method, GeneratedMethod):
         for group in group_targets(select_targets(targets, method.plain_targets)):
             found.append(Part(DirectFactors(group, group.sites, "plain."), (None,) * len(group.sites)))
     return found
+
+
+def factor_source(group: Group, method: LowRankMethod) -> FactorSource:
+    """Where the factors of a group's targets come from."""
+    if isinstance(method, HoraMethod):
+        return JointFactors(group, group.sites, method)
+    if isinstance(method, GeneratedMethod):
+        return GeneratedFactors(group, group.sites, method)
+    return DirectFactors(group, group.sites, "")
 
 
 class LowRankAdaptation:

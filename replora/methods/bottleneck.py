@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from replora.config import AdapterMethod, MethodConfig
 from replora.methods.dropout import drop_rows
-from replora.methods.factors import ACTIVATIONS
+from replora.methods.generator import ACTIVATIONS
 from replora.methods.layout import Shapes
 from replora.methods.linear import FrozenLinear
 from replora.methods.sites import Group, Site, group_targets, select_targets

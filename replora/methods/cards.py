@@ -81,6 +81,22 @@ METHODS: dict[str, Card] = {
             *_GENERATOR,
         ),
     ),
+    "hora": Card(
+        claim="HoRA: networks shared by all attention heads of a block make an A a target and a B a head.",
+        equation="W0_n + s B_n A for each attention head n, [A_Q, A_V] = g_A(a), B_n = g_B(b_n)",
+        paper="Diep et al., HoRA, arXiv 2510.04295",
+        known=("low-rank matrices of all heads come from a joint hypernetwork, with few more parameters",),
+        reported=("A_Q and A_V come from one learned seed; each head has a B_Q,n and a B_V,n",),
+        choice=(
+            "each head has a dense seed b_n of its own, at first normal with deviation 1 / sqrt(r)",
+            "the heads of a target share the output layer: B_n[:, j] = head_B . act(W1 b_n[:, j] + bias)",
+            "the B of all heads under one another are the B of a plain LoRA of the same rank",
+            "with grouped queries a target has as many B as it has heads",
+            *_GENERATOR[:2],
+            "the A-seed starts at the identity, the A-heads give A the deviation of LoRA's",
+            "the B-heads start at zero",
+        ),
+    ),
     "adapter": Card(
         claim="Bottleneck adapter: a small MLP with a skip around it, after a linear or beside it.",
         equation="y + s U act(D y), y = W0 x (series), or y + s U act(D x) (parallel)",

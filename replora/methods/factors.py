@@ -13,14 +13,14 @@ padded rank columns are not (`act(bias) != 0`), so the hidden layer is masked by
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from replora.config import GeneratedMethod, LowRankMethod
+from replora.methods.generator import HiddenLayer
 from replora.methods.layout import Shapes
 from replora.methods.sites import Group, Site
 
@@ -28,13 +28,6 @@ __all__ = ["DirectFactors", "FactorSource", "Factors", "GeneratedFactors"]
 
 #: Of one site: A `[K, L, T, R, I]` and, for each target, B transposed `[K, L, R, O]`.
 Factors = tuple[Tensor, tuple[Tensor, ...]]
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": functional.gelu,
-    "relu": torch.relu,
-    "tanh": torch.tanh,
-    "identity": lambda hidden: hidden,
-}
 
 
 class FactorSource(Protocol):
@@ -106,14 +99,14 @@ class GeneratedFactors:
     r"""RepLoRA's factors: outputs of one small generator per side, shared by the targets [1].
 
     Known: `[A_Q, A_V] = g_A(a)`, `[B_Q, B_V] = g_B(b)`, two MLPs shared by query and value, with
-    learned diagonal seeds. The architecture below is a *choice* of this project:
+    learned diagonal seeds. The architecture below is a *choice* of this project; the hidden layer is that
+    of `replora.methods.generator`:
 
-        A_t[j, :] = head_A,t . act(W1_A[:, j] a_j + bias_A)      t = query, value
-        B_t[:, j] = head_B,t . act(W1_B[:, j] b_j + bias_B)
+        A_t[j, :] = head_A,t . hidden_A[j, :]      t = query, value; j < rank
+        B_t[:, j] = head_B,t . hidden_B[j, :]
 
-    Start: seeds 1 (dense: the identity), W1 uniform in `+-1 / sqrt(r)` (the default of a linear
-    layer with r inputs), biases 0, A-heads scaled so that A has LoRA's standard deviation
-    `1 / sqrt(3 in)`, the heads of the zero side 0.
+    Start: A-heads scaled so that A has LoRA's standard deviation `1 / sqrt(3 in)`, the heads of the zero
+    side 0.
 
     References:
         [1] Truong et al., "RepLoRA", ICML 2025, slides "RepLoRA: Reparameterizing Low-Rank Adaptation".
@@ -121,32 +114,34 @@ class GeneratedFactors:
 
     def __init__(self, group: Group, sites: Sequence[Site], method: GeneratedMethod) -> None:
         self.sites = tuple(sites)
-        self._blocks = len(group.blocks)
         self._prefix = group.name
-        self._targets = [target for site in self.sites for target in site.targets]
-        self._generators = 1 if method.shared else len(self._targets)
-        self._generator_blocks = 1 if method.scope == "model" else self._blocks
-        self._dense = method.seed == "dense"
-        self._activation = ACTIVATIONS[method.activation]
+        self._blocks = 1 if method.scope == "model" else len(group.blocks)
+        targets = [target for site in self.sites for target in site.targets]
+        #: The generator of each target, which is also its seed.
+        self._networks = {target: 0 if method.shared else index for index, target in enumerate(targets)}
+        seeds = sorted(set(self._networks.values()))
+        self._hidden = {side: self._layer(side, group, seeds, method) for side in ("A", "B")}
+        #: Features that a target's B-head makes.
+        self._made = {t: o for site in self.sites for t, o in zip(site.targets, site.outputs, strict=True)}
+
+    def _layer(
+        self, side: str, group: Group, networks: Sequence[int], method: GeneratedMethod
+    ) -> HiddenLayer:
+        return HiddenLayer(f"{self._prefix}generator.{side}", len(group.blocks), networks, method)
 
     def shapes(self, method: LowRankMethod) -> Shapes:
-        """Per side a seed `[L, G, r(, r)]`, W1 `[L', G, r, h]` and bias `[L', G, 1, h]`, and the heads.
+        """Of the two hidden layers, and the heads `[L', T, h, in]` and `[L', h, made]`.
 
-        Heads are `[L', T, h, in]` and `[L', h, out]`; G is the number of generators per block, and L' is 1
-        where one generator serves all blocks.
+        L' is 1 where one generator serves all blocks.
         """
         assert isinstance(method, GeneratedMethod)
-        rank, hidden, blocks = method.rank, method.hidden, self._generator_blocks
         shapes: dict[str, tuple[int, ...]] = {}
-        for side in ("A", "B"):
-            seed = (rank, rank) if self._dense else (rank,)
-            shapes[f"{self._prefix}generator.{side}.seed"] = (self._blocks, self._generators, *seed)
-            shapes[f"{self._prefix}generator.{side}.weight"] = (blocks, self._generators, rank, hidden)
-            shapes[f"{self._prefix}generator.{side}.bias"] = (blocks, self._generators, 1, hidden)
+        for layer in self._hidden.values():
+            shapes |= layer.shapes(method)
         for site in self.sites:
-            shapes[self._head_a(site)] = (blocks, len(site.targets), hidden, site.inputs)
-            for target, outputs in zip(site.targets, site.outputs, strict=True):
-                shapes[self._head_b(target)] = (blocks, hidden, outputs)
+            shapes[self._head_a(site)] = (self._blocks, len(site.targets), method.hidden, site.inputs)
+            for target in site.targets:
+                shapes[self._head_b(target)] = (self._blocks, method.hidden, self._made[target])
         return shapes
 
     def initial(self, method: LowRankMethod, generator: torch.Generator) -> dict[str, Tensor]:
@@ -154,20 +149,16 @@ class GeneratedFactors:
         assert isinstance(method, GeneratedMethod)
         shapes = self.shapes(method)
         tensors = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
-        bound = 1 / math.sqrt(method.rank)
-        for side in ("A", "B"):
-            name = f"{self._prefix}generator.{side}"
-            seed = tensors[f"{name}.seed"]
-            seed.copy_(torch.eye(method.rank) if self._dense else torch.ones(()))
-            tensors[f"{name}.weight"].uniform_(-bound, bound, generator=generator)
+        for side, layer in self._hidden.items():
+            tensors |= layer.initial(method, generator)
             if side != method.zero_side:
                 alone = {name: tensor.unsqueeze(0) for name, tensor in tensors.items()}
-                hidden = self._hidden(side, alone, torch.tensor([method.rank]))
+                hidden = layer(alone, torch.tensor([method.rank]))
                 self._start_heads(side, tensors, hidden.square().mean().item(), generator)
         return tensors
 
     def _start_heads(
-        self, side: Literal["A", "B"], tensors: dict[str, Tensor], power: float, generator: torch.Generator
+        self, side: str, tensors: dict[str, Tensor], power: float, generator: torch.Generator
     ) -> None:
         """Normal heads whose factor has LoRA's standard deviation, given the hidden layer's mean square."""
         for site in self.sites:
@@ -179,29 +170,18 @@ class GeneratedFactors:
 
     def make(self, parameters: Mapping[str, Tensor], ranks: Tensor) -> list[Factors]:
         """All layers of the group at once: one hidden layer and one product per head and side."""
-        hidden_a = self._hidden("A", parameters, ranks)
-        hidden_b = self._hidden("B", parameters, ranks)
-        factors, position = [], 0
+        hidden = {side: layer(parameters, ranks) for side, layer in self._hidden.items()}
+        factors = []
         for site in self.sites:
-            mine = slice(position, position + len(site.targets)) if self._generators > 1 else slice(0, 1)
-            a = hidden_a[:, :, mine] @ parameters[self._head_a(site)]
-            b = tuple(
-                hidden_b[:, :, position + index if self._generators > 1 else 0] @ parameters[self._head_b(t)]
-                for index, t in enumerate(site.targets)
-            )
+            first, last = self._networks[site.targets[0]], self._networks[site.targets[-1]]
+            a = hidden["A"][:, :, first : last + 1] @ parameters[self._head_a(site)]
+            b = tuple(self._make_b(t, hidden["B"], parameters[self._head_b(t)]) for t in site.targets)
             factors.append((a, b))
-            position += len(site.targets)
         return factors
 
-    def _hidden(self, side: str, parameters: Mapping[str, Tensor], ranks: Tensor) -> Tensor:
-        """Hidden layer `[K, L, G, R, H]`: `act(seed W1 + bias)`, masked to each slot's own rank."""
-        name = f"{self._prefix}generator.{side}"
-        seed, weight = parameters[f"{name}.seed"], parameters[f"{name}.weight"]
-        mixed = seed @ weight if self._dense else seed.unsqueeze(-1) * weight
-        hidden = self._activation(mixed + parameters[f"{name}.bias"])
-        columns = torch.arange(hidden.shape[-2], device=hidden.device)
-        live = (columns < ranks.unsqueeze(1)).to(hidden.dtype)
-        return hidden * live.view(len(ranks), 1, 1, -1, 1)
+    def _make_b(self, target: str, hidden: Tensor, head: Tensor) -> Tensor:
+        """Transposed B of a target, `[K, L, R, O]`, of hidden layers `[K, L, U, R, H]` and its head."""
+        return hidden[:, :, self._networks[target]] @ head
 
     def _head_a(self, site: Site) -> str:
         return f"{self._prefix}generator.A.head.{site.name}"

@@ -26,6 +26,7 @@ class Site:
         rows: Output rows of each target.
         inputs: Input features of the linear.
         modules: Dotted path of the linear in each block of the group.
+        heads: Attention heads of each target, 0 where it has none.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Site:
     rows: tuple[tuple[int, int], ...]
     inputs: int
     modules: tuple[str, ...]
+    heads: tuple[int, ...]
 
     @property
     def outputs(self) -> tuple[int, ...]:
@@ -86,7 +88,7 @@ def group_targets(targets: Sequence[Target]) -> tuple[Group, ...]:
 
 def _shape(members: Sequence[Target]) -> tuple[object, ...]:
     modules = list(dict.fromkeys(target.module for target in members))
-    return tuple((t.name, t.rows, t.inputs, modules.index(t.module)) for t in members)
+    return tuple((t.name, t.rows, t.inputs, t.heads, modules.index(t.module)) for t in members)
 
 
 def _sites(blocks: Sequence[Sequence[Target]]) -> Iterable[Site]:
@@ -102,5 +104,6 @@ def _sites(blocks: Sequence[Sequence[Target]]) -> Iterable[Site]:
             rows=tuple(target.rows for target in run),
             inputs=run[0].inputs,
             modules=tuple(block[position].module for block in ordered),
+            heads=tuple(target.heads for target in run),
         )
         position += len(run)

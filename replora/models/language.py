@@ -162,7 +162,7 @@ def language_targets(model: nn.Module) -> tuple[Target, ...]:
     layers = getattr(getattr(model, "model", None), "layers", None)
     if not isinstance(layers, nn.ModuleList):
         raise ConfigError(f"backbone: a {config.model_type} has no model.layers; {_WANTED}")
-    heads = {"query": int(config.num_attention_heads), "output": 1}
+    heads = {"query": int(config.num_attention_heads)}
     heads |= dict.fromkeys(("key", "value"), int(config.num_key_value_heads))
     targets = []
     for block, layer in enumerate(layers):
@@ -170,7 +170,7 @@ def language_targets(model: nn.Module) -> tuple[Target, ...]:
             linear = _linear(layer, part, config.model_type)
             rows = (0, linear.out_features)
             path = f"model.layers.{block}.{part}"
-            targets.append(Target(name, block, path, rows, linear.in_features, heads.get(name, 1)))
+            targets.append(Target(name, block, path, rows, linear.in_features, heads.get(name, 0)))
     return tuple(targets)
 
 

@@ -77,12 +77,10 @@ class BackboneShape:
     def targets(self) -> tuple[TargetShape, ...]:
         """Every adaptable target, blocks in order."""
         d = self.width
-        sizes = dict.fromkeys(("query", "key", "value", "output"), (d, d))
-        sizes |= {"up": (d, 4 * d), "down": (4 * d, d)}
+        sizes = dict.fromkeys(("query", "key", "value"), (d, d, self.heads))
+        sizes |= {"output": (d, d, 0), "up": (d, 4 * d, 0), "down": (4 * d, d, 0)}
         return tuple(
-            TargetShape(name, block, inputs, outputs)
-            for block in range(self.depth)
-            for name, (inputs, outputs) in sizes.items()
+            TargetShape(name, block, *size) for block in range(self.depth) for name, size in sizes.items()
         )
 
 
@@ -124,9 +122,10 @@ class LanguageShape:
 
     def _block(self, block: int) -> list[TargetShape]:
         d, keys = self.width, self.width // self.heads * self.key_heads
-        sizes = {"query": (d, d), "key": (d, keys), "value": (d, keys), "output": (d, d)}
-        sizes |= {"gate": (d, self.hidden), "up": (d, self.hidden), "down": (self.hidden, d)}
-        return [TargetShape(name, block, inputs, outputs) for name, (inputs, outputs) in sizes.items()]
+        sizes = {"query": (d, d, self.heads), "output": (d, d, 0)}
+        sizes |= dict.fromkeys(("key", "value"), (d, keys, self.key_heads))
+        sizes |= dict.fromkeys(("gate", "up"), (d, self.hidden, 0)) | {"down": (self.hidden, d, 0)}
+        return [TargetShape(name, block, *sizes[name]) for name in _LLAMA_TARGETS]
 
 
 @dataclass(frozen=True)
@@ -282,6 +281,7 @@ LLAMA = {
     "llama-7b": LanguageShape(4096, 32, 32, 11008, 32000, key_heads=32),
     "llama-13b": LanguageShape(5120, 40, 40, 13824, 32000, key_heads=40),
 }
+_LLAMA_TARGETS = ("query", "key", "value", "output", "gate", "up", "down")
 _DIGITS = BackboneShape(width=64, depth=4, heads=4, image_size=8, patch=2, channels=1)
 _SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
 _NAMED = {"vit-ti16": "tiny", "vit-s16": "small", "vit-b16": "base", "vit-l16": "large"}

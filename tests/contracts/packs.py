@@ -13,8 +13,10 @@ from replora.config import (
     DoraMethod,
     DoranMethod,
     FullMethod,
+    HoraMethod,
     LinearProbeMethod,
     LoraMethod,
+    LowRankMethod,
     MethodConfig,
     OptimConfig,
     PrefixMethod,
@@ -43,9 +45,14 @@ METHODS: dict[str, MethodConfig] = {
     "replora-decomposed": ReploraMethod(
         rank=4, hidden=8, composition="weight-decomposed", plain_targets=("key",)
     ),
+    "replora-noised-model": ReploraMethod(rank=4, hidden=8, composition="noised", scope="model"),
     "dora": DoraMethod(rank=4, targets=("query", "value", "down")),
     "dora-dropout": DoraMethod(rank=4, dropout=0.1),
     "doran": DoranMethod(rank=4, hidden=8),
+    "hora": HoraMethod(rank=4, hidden=8),
+    "hora-unshared": HoraMethod(rank=4, hidden=8, shared=False, seed="diagonal", targets=("key", "value")),
+    "hora-model": HoraMethod(rank=4, hidden=8, scope="model", zero_side="A", plain_targets=("up",)),
+    "hora-noised": HoraMethod(rank=4, hidden=8, composition="noised"),
     "adapter": AdapterMethod(bottleneck=5, targets=("output", "down")),
     "adapter-slices": AdapterMethod(bottleneck=5, targets=("query", "value"), activation="gelu", scale=2.0),
     "adapter-parallel": AdapterMethod(bottleneck=5, form="parallel", targets=("value", "up"), bias=True),
@@ -55,6 +62,8 @@ METHODS: dict[str, MethodConfig] = {
     "full": FullMethod(),
     "linear-probe": LinearProbeMethod(),
 }
+
+LOW_RANK = {name: method for name, method in METHODS.items() if isinstance(method, LowRankMethod)}
 
 
 def run(

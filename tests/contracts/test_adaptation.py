@@ -15,7 +15,7 @@ from replora.models.base import Backbone
 from replora.tasks.base import Task
 from replora.train.model import SlotModel
 from replora.train.pack import Pack
-from tests.contracts.packs import METHODS, base, neighbour, outputs, perturbed, run
+from tests.contracts.packs import LOW_RANK, METHODS, base, neighbour, outputs, perturbed, run
 
 #: Those that start at the base; a prefix takes a part of every query's attention from the start.
 AT_BASE = {name: method for name, method in METHODS.items() if not isinstance(method, PrefixMethod)}
@@ -27,6 +27,7 @@ ADDITIVE = {
 }
 SIZED = {name: method for name, method in METHODS.items() if cover([method]) != method}
 methods = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
+low_rank = pytest.mark.parametrize("method", LOW_RANK.values(), ids=LOW_RANK.keys())
 at_base = pytest.mark.parametrize("method", AT_BASE.values(), ids=AT_BASE.keys())
 sized = pytest.mark.parametrize("method", SIZED.values(), ids=SIZED.keys())
 additive = pytest.mark.parametrize("method", ADDITIVE.values(), ids=ADDITIVE.keys())

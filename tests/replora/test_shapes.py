@@ -16,6 +16,7 @@ from replora.config import (
     DoraMethod,
     DoranMethod,
     FullMethod,
+    HoraMethod,
     LinearProbeMethod,
     LoraMethod,
     LowRankConfig,
@@ -49,6 +50,9 @@ METHODS: list[MethodConfig] = [
     DoraMethod(rank=3, targets=("query", "down")),
     DoraMethod(composition="noised"),
     DoranMethod(rank=4, hidden=6, plain_targets=("key",)),
+    HoraMethod(rank=3, hidden=5),
+    HoraMethod(shared=False, seed="diagonal", targets=("query", "key", "value"), plain_targets=("up",)),
+    HoraMethod(scope="model", composition="noised"),
     AdapterMethod(bottleneck=5, targets=("output", "down", "value")),
     AdapterMethod(bottleneck=5, targets=("query", "up"), form="parallel", bias=True),
     PrefixMethod(tokens=3),
@@ -138,7 +142,8 @@ def test_targets_equal_the_built_model(name: str) -> None:
     assert shape is not None
     model = built(name)
     targets = language_targets(model) if name in LLAMA else vit_targets(model)
-    assert [TargetShape(t.name, t.block, t.inputs, t.outputs) for t in targets] == list(shape.targets)
+    found = [TargetShape(t.name, t.block, t.inputs, t.outputs, t.heads) for t in targets]
+    assert found == list(shape.targets)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=repr)
@@ -189,6 +194,7 @@ def test_tag_of_timm_weights_does_not_change_the_sizes() -> None:
 RANKED: list[LowRankConfig] = [
     DoraMethod(),
     DoranMethod(hidden=24),
+    HoraMethod(hidden=24),
     LoraMethod(targets=("key", "down")),
     ReploraMethod(scope="model"),
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from replora.methods.bake import bake, merge
 from replora.methods.folder import SavedAdapter
 from replora.models.base import Backbone
 from replora.train.model import SlotModel
-from tests.contracts.packs import base, losses_of_first, neighbour, run
+from tests.contracts.packs import base, run
 
 METHODS: dict[str, DoraMethod | DoranMethod | ReploraMethod] = {
     "dora": DoraMethod(rank=4, alpha=6.0, targets=("query", "value", "down")),
@@ -145,17 +144,3 @@ def test_a_magnitude_of_zero_gives_finite_gradients() -> None:
     model.adaptation.settle()
     grads = [leaf.grad for name, leaf in leaves.items() if "head" not in name]
     assert all(grad is not None and bool(grad.isfinite().all()) for grad in grads)
-
-
-@pytest.mark.parametrize("name", [name for name in METHODS if "model" not in name])
-def test_packed_equals_solo_bit_for_bit_in_fp32(name: str, tmp_path: Path) -> None:
-    """A generator for the whole model sums over blocks in another order: it is exact to 1e-5 only."""
-    method = METHODS[name]
-    first = run(method, lr=2e-3, steps=20, precision="fp32")
-    others = [
-        run(neighbour(method, index), lr=1e-3, seed=index, steps=20, precision="fp32") for index in (1, 5, 9)
-    ]
-    shared = base(first)
-    solo, _ = losses_of_first([first], tmp_path / "solo", shared)
-    packed, _ = losses_of_first([first, *others], tmp_path / "pack", shared)
-    assert torch.equal(packed, solo)
