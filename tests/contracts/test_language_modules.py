@@ -141,7 +141,7 @@ def test_greedy_answers_with_a_prefix_equal_a_loop_without_a_cache(
     inner: Any = model.adaptation
     for _ in range(5):
         with torch.no_grad():
-            logits = inner._model(input_ids=prompt, use_cache=False).logits
+            logits = inner.model(input_ids=prompt, use_cache=False).logits
         prompt = torch.cat([prompt, logits[:, -1].argmax(-1, keepdim=True)], dim=1)
     assert 1 not in prompt[0, 4:], "the text ended early: choose another prompt"
     assert found.tolist() == prompt[0, 4:].tolist()
