@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from replora.errors import ConfigError
 from replora.train.events import Event
 from sweeps.director import Director, TrialTask
 from sweeps.interruption import interruption, raise_for
@@ -56,6 +57,7 @@ def run(  # noqa: PLR0913 - the contract of both backends (docs/architecture.md)
     threads: int,
     address: str | None = None,
     on_idle: Callable[[], None] | None = None,
+    ranks: int = 1,
 ) -> None:
     """Runs a sweep to its end in this process; returns when `director.done`.
 
@@ -67,12 +69,17 @@ def run(  # noqa: PLR0913 - the contract of both backends (docs/architecture.md)
         threads: CPU threads, for each of `hosts`.
         address: Ignored; there is no Ray.
         on_idle: Called several times a second, for a live display.
+        ranks: Must be 1: this process is the only one.
 
     Raises:
         KeyboardInterrupt: After SIGINT, when every running trial has written a checkpoint.
         SystemExit: After SIGTERM, likewise.
     """
     del folder, address
+    if ranks > 1:
+        raise ConfigError(
+            f"run.engine.ranks must be 1 with backend: in-process, but got {ranks}. Set backend: ray."
+        )
     drive(director, _host(hosts * slots, hosts * threads), on_idle or (lambda: None))
 
 

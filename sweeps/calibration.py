@@ -57,7 +57,7 @@ def calibrated_layout(config: SweepConfig) -> Layout:
         ReploraError: What a measuring process met: the trials would meet it too.
     """
     limit, path = slots_at_most(config), _path(config, "pack-rates")
-    if config.resources.slots or config.resources.address or limit <= _TOO_FEW:
+    if config.run.engine.ranks > 1 or config.resources.slots or config.resources.address or limit <= _TOO_FEW:
         return layout_of(config)
     known = _read(path)
     if known is None or known.limit < limit:

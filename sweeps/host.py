@@ -149,7 +149,11 @@ class Host:
     def _step_group(self, key: Hashable, group: _Group) -> list[Event]:
         try:
             events = group.pack.step()
-        except Exception as error:  # noqa: BLE001 - becomes Failed events
+        except Exception as error:
+            from replora.train import ranks
+
+            if ranks.count() > 1:
+                raise  # the other ranks wait in the middle of a step: only a fresh gang can go on
             events = self._broken(group, error)
             del self._groups[key]
         if key not in self._groups:
@@ -176,13 +180,18 @@ class Host:
 
     def _base_of(self, config: RunConfig) -> tuple[Backbone, Task]:
         from replora.tasks.load import load_task
+        from replora.train import ranks
         from replora.train.engine import load_base
 
         key = _base_key(config)
         if key not in self._bases:
-            where: dict[str, Any] = {"precision": config.train.precision, "device": self._device}
-            backbone = load_base(config, self._device)
-            self._bases[key] = backbone, load_task(config.task, processor=backbone.processor, **where)
+
+            def load() -> tuple[Backbone, Task]:
+                base = load_base(config, self._device)
+                where: dict[str, Any] = {"precision": config.train.precision, "device": self._device}
+                return base, load_task(config.task, processor=base.processor, **where)
+
+            self._bases[key] = ranks.agree(load)
         return self._bases[key]
 
     def _drop_idle_groups(self, keep: Hashable | None) -> None:

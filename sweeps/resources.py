@@ -24,7 +24,7 @@ _WORTHWHILE = 1.02
 
 @dataclass(frozen=True)
 class Layout:
-    """Processes that hold a frozen base each, the trials that train at once in one, and its CPU threads."""
+    """Hosts that hold a frozen base each, the trials that train at once in one, CPU threads of each rank."""
 
     hosts: int
     slots: int
@@ -54,8 +54,9 @@ def layout_of(config: SweepConfig, rates: Mapping[int, float] | None = None) -> 
     """
     asked = config.resources
     hosts, threads, limit = _hosts(config), _threads(config), slots_at_most(config)
-    if asked.slots:
-        return Layout(hosts, asked.slots, threads)
+    if asked.slots or config.run.engine.ranks > 1:
+        # Choice: a host of several ranks is there because one trial needs them all.
+        return Layout(hosts, asked.slots or 1, threads)
     fastest = max(rates.values()) if rates else 0.0
     good = [width for width, rate in (rates or {}).items() if rate * _WORTHWHILE >= fastest]
     width = min([*good, limit]) if good else limit
@@ -82,11 +83,12 @@ def _hosts(config: SweepConfig) -> int:
         return config.resources.hosts
     if config.backend == "in-process":
         return 1
-    return min(len(visible_gpus()) or _cores(), trials_planned(config))
+    places = max(1, (len(visible_gpus()) or _cores()) // config.run.engine.ranks)
+    return min(places, trials_planned(config))
 
 
 def _threads(config: SweepConfig) -> int:
-    return config.resources.threads or max(1, _cores() // _hosts(config))
+    return config.resources.threads or max(1, _cores() // (_hosts(config) * config.run.engine.ranks))
 
 
 def _cores() -> int:

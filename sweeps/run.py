@@ -186,6 +186,7 @@ def _train(config: SweepConfig, director: Director, folder: Path) -> None:
             hosts=layout.hosts,
             slots=layout.slots,
             threads=layout.threads,
+            ranks=config.run.engine.ranks,
             address=config.resources.address,
             on_idle=on_idle,
         )

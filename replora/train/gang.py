@@ -70,11 +70,11 @@ def run_ranks(
             pipe.close()
 
 
-def free_address() -> str:
-    """A loopback address where nothing listens now."""
+def free_address(host: str = "127.0.0.1") -> str:
+    """A port of this machine's address `host` where nothing listens now, as `host:port`."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
+        probe.bind((host, 0))
+        return f"{host}:{probe.getsockname()[1]}"
 
 
 def _watch(

@@ -29,6 +29,7 @@ def run(  # noqa: PLR0913 - the contract of both backends (docs/architecture.md)
     threads: int,
     address: str | None = None,
     on_idle: Callable[[], None] | None = None,
+    ranks: int = 1,
 ) -> None:
     """Runs a sweep to its end on Ray; returns when `director.done`.
 
@@ -41,6 +42,7 @@ def run(  # noqa: PLR0913 - the contract of both backends (docs/architecture.md)
         address: Of a running Ray cluster (`auto` finds the local one); null starts Ray on this machine
             and stops it at the end.
         on_idle: Called several times a second, for a live display.
+        ranks: Processes of one host; more than one are a gang in the bundles of a placement group.
 
     Raises:
         MachineError: If the installed Ray is not one that this backend was tested with, the cluster has
@@ -50,8 +52,8 @@ def run(  # noqa: PLR0913 - the contract of both backends (docs/architecture.md)
     from sweeps.ray_backend.contract import HostPlan
     from sweeps.ray_backend.session import Session
 
-    with Session(hosts=hosts, address=address) as session:
+    with Session(hosts=hosts * ranks, address=address) as session:
         from sweeps.ray_backend.drive import drive
 
-        memory_gib = None if address else _FOR_HOSTS * this_machine_gib() / hosts
-        drive(director, session, HostPlan(hosts, slots, threads, folder, memory_gib), on_idle)
+        memory_gib = None if address else _FOR_HOSTS * this_machine_gib() / (hosts * ranks)
+        drive(director, session, HostPlan(hosts, slots, threads, folder, memory_gib, ranks), on_idle)

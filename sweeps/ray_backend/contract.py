@@ -23,7 +23,8 @@ class HostPlan:
         slots: Trials that train at once on one host.
         threads: CPU threads of one host.
         folder: Of the sweep; every host must see it.
-        memory_gib: What a host on CPUs may allocate; null sets no limit.
+        memory_gib: What a process on CPUs may allocate; null sets no limit.
+        ranks: Processes of one host, each a bundle of one placement group.
     """
 
     hosts: int
@@ -31,6 +32,7 @@ class HostPlan:
     threads: int
     folder: Path
     memory_gib: float | None = None
+    ranks: int = 1
 
 
 class Task(Assignment, Protocol):

@@ -43,7 +43,7 @@ def drive(
         KeyboardInterrupt: After SIGINT, when the running trials have written checkpoints.
         SystemExit: After SIGTERM, likewise.
     """
-    share = session.share(plan.threads)
+    share = session.share(plan.threads, plan.ranks)
     hosts = [RemoteHost(index, plan, share, factory or _make_host) for index in range(plan.hosts)]
     try:
         for host in hosts:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Sequence
 from typing import Any
 
 import ray
 
-from replora.errors import MachineError
-from replora.train.process import limit_memory
+from replora.train.gang import free_address
 from sweeps.ray_backend.contract import HostFactory, HostPlan, Trainer
+from sweeps.ray_backend.gangs import Bundles, FollowerActor, make_trainer
 from sweeps.ray_backend.loop import Command, HostLoop, News
 from sweeps.ray_backend.session import Share
 
@@ -23,7 +22,12 @@ class HostActor:
 
     def __init__(self, factory: HostFactory, plan: HostPlan, device: str) -> None:
         os.environ["OMP_NUM_THREADS"] = str(plan.threads)  # OpenMP reads it when torch is first imported
-        self._loop = HostLoop(lambda: _make_trainer(factory, plan, device))
+        self._address = free_address(ray.util.get_node_ip_address()) if plan.ranks > 1 else ""
+        self._loop = HostLoop(lambda: _make_leader(factory, plan, device, self._address))
+
+    def address(self) -> str:
+        """Where the ranks of this host meet."""
+        return self._address
 
     def submit(self, commands: Sequence[Command]) -> None:
         """Hands commands to the loop."""
@@ -53,8 +57,15 @@ class RemoteHost:
             concurrency_groups={"poll": 1, "submit": 1},  # type: ignore[call-overload]
         )
         self._actor_class = make_class(HostActor)
+        self._follower_class: Any = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_restarts=0)(
+            FollowerActor
+        )
         self._arguments = (factory, plan, share.device)
+        self._ranks, self._share = plan.ranks, share
+        self._bundles: Bundles | None = None
         self._actor: Any = None
+        #: Each is ready when a rank other than 0 has ended: its actor by its answer, which never comes.
+        self._followers: dict[Any, Any] = {}
         self._unsent: list[Command] = []
 
     @property
@@ -65,8 +76,24 @@ class RemoteHost:
     def start(self) -> None:
         """Starts a fresh process; what it imports and loads costs the driver no time."""
         self._unsent = []
-        self._actor = self._actor_class.remote(*self._arguments)
+        if self._ranks == 1:
+            self._actor = self._actor_class.remote(*self._arguments)
+        else:
+            self._start_ranks()
         self._open_poll()
+
+    def _start_ranks(self) -> None:
+        self._bundles = Bundles(self._ranks, self._share)
+        self._actor = self._actor_class.options(**self._bundles.options(0)).remote(*self._arguments)
+        address = self._actor.address.options(concurrency_group="submit").remote()
+        for rank in range(1, self._ranks):
+            follower = self._follower_class.options(**self._bundles.options(rank)).remote()
+            self._followers[follower.follow.remote(*self._arguments, rank, address)] = follower
+
+    @property
+    def awaited(self) -> list[Any]:
+        """What is ready when there is news of this host, good or bad."""
+        return [] if self.poll is None else [self.poll, *self._followers]
 
     def command(self, command: Command) -> None:
         """Queues a command; `flush` sends all that are queued in one call."""
@@ -83,17 +110,23 @@ class RemoteHost:
         """What a poll that is ready brought, and the next poll opened.
 
         Raises:
-            RayError: If the host's process died or its loop ended.
+            RayError: If a process of the host died or its loop ended.
         """
         assert self.poll is not None
+        ended, _ = ray.wait(list(self._followers), timeout=0) if self._followers else ([], [])
+        if ended:
+            ray.get(ended)  # raises, because following ends by errors only
         news: News = ray.get(self.poll)
         self._open_poll()
         return news
 
     def kill(self) -> None:
-        """Ends the process at once."""
-        if self._actor is not None:
-            ray.kill(self._actor, no_restart=True)
+        """Ends the processes at once."""
+        for actor in [*([] if self._actor is None else [self._actor]), *self._followers.values()]:
+            ray.kill(actor, no_restart=True)
+        if self._bundles is not None:
+            self._bundles.release()
+        self._bundles, self._followers = None, {}
         self._actor, self.poll, self._unsent = None, None, []
 
     def ask_to_stop(self, timeout_s: float) -> Any:
@@ -104,12 +137,12 @@ class RemoteHost:
         self.poll = self._actor.poll.options(concurrency_group="poll").remote()
 
 
-def _make_trainer(factory: HostFactory, plan: HostPlan, device: str) -> Trainer:
-    if not plan.folder.is_dir():
-        raise MachineError(
-            f"the sweep's folder {plan.folder} does not exist on {socket.gethostname()}. Put the sweep on a "
-            f"file system that every node of the cluster mounts at the same path."
-        )
-    if plan.memory_gib is not None and device == "cpu":
-        limit_memory(plan.memory_gib)
-    return factory(plan.slots, plan.threads, device)
+def _make_leader(factory: HostFactory, plan: HostPlan, device: str, address: str) -> Trainer:
+    """The trainer of a host's first process, which leads the others where there are any."""
+    if plan.ranks == 1:
+        return make_trainer(factory, plan, device)
+    from replora.train import ranks
+    from sweeps.gang import LeadingHost
+
+    ranks.join(0, plan.ranks, address)
+    return LeadingHost(make_trainer(factory, plan, device))

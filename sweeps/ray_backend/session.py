@@ -114,20 +114,27 @@ class Session:
         assert self._scratch is not None
         return self._scratch
 
-    def share(self, threads: int) -> Share:
-        """What each host gets, when it runs that many CPU threads.
+    def share(self, threads: int, ranks: int = 1) -> Share:
+        """What each process gets, when it runs that many CPU threads and hosts have that many ranks.
 
         Raises:
-            MachineError: If the cluster has too few CPUs for the hosts.
+            MachineError: If the cluster has too few CPUs for the hosts, or GPUs for their ranks.
         """
         total = ray.cluster_resources()
         cpus = threads if self._address else 1
         if total.get("CPU", 0) < cpus * self._hosts:
+            what = "ranks" if ranks > 1 else "hosts"
             raise MachineError(
-                f"{self._hosts} hosts of {cpus} CPUs need {cpus * self._hosts} CPUs, but the cluster has "
-                f"{total.get('CPU', 0):g}. Lower resources.hosts or resources.threads, or add machines."
+                f"{self._hosts} {what} of {cpus} CPUs need {cpus * self._hosts} CPUs, but the cluster has "
+                f"{total.get('CPU', 0):g}. Lower resources.hosts, resources.threads or run.engine.ranks, or "
+                "add machines."
             )
         gpus = min(1.0, total.get("GPU", 0) / self._hosts)
+        if 0 < gpus < 1 and ranks > 1:
+            raise MachineError(
+                f"{self._hosts // ranks} hosts of {ranks} ranks need {self._hosts} GPUs, but the cluster has "
+                f"{total['GPU']:g}. Lower resources.hosts or run.engine.ranks, or add machines."
+            )
         return Share(cpus, gpus, "cuda" if gpus else "cpu")
 
     def _start(self) -> None:

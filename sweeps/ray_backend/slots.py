@@ -236,15 +236,15 @@ class SlotActorManager:
     # -- events ---------------------------------------------------------------------------------------
 
     def _receive(self, timeout: float | None) -> None:
-        hosts = {host.poll: host for host in self._hosts if host.poll is not None}
+        hosts = {answer: host for host in self._hosts for answer in host.awaited}
         if not hosts:  # all died and nothing wants a slot right now
             time.sleep(timeout or 0.0)
             return
         ready, _ = ray.wait(list(hosts), num_returns=1, timeout=timeout)
         if ready:  # others may have become ready with it: take all at once
             ready, _ = ray.wait(list(hosts), num_returns=len(hosts), timeout=0)
-        for poll in ready:
-            self._take(hosts[poll])
+        for host in dict.fromkeys(hosts[answer] for answer in ready):
+            self._take(host)
 
     def _take(self, host: RemoteHost) -> None:
         try:

@@ -1,0 +1,71 @@
+"""Hosts of two ranks through a real Ray: scripted trials, a rank that dies, ranks that find no place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from replora.errors import ConfigError, MachineError
+from replora.train.events import Failed, Finished, Reported
+from sweeps.ray_backend.contract import HostPlan
+from tests.sweeps.scripted import ScriptedDirector, ScriptedTrainer
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[Any]:
+    from sweeps.ray_backend.session import Session
+
+    with Session(hosts=2) as started:
+        yield started
+
+
+def sweep(session: Any, folder: Path, *names: str, ranks: int = 2) -> ScriptedDirector:
+    from sweeps.ray_backend.drive import drive
+
+    director = ScriptedDirector(folder, names)
+    drive(director, session, HostPlan(1, 2, 1, folder, ranks=ranks), factory=ScriptedTrainer)
+    return director
+
+
+def test_a_gang_that_loses_a_rank_goes_on_as_a_fresh_one(session: Any, tmp_path: Path) -> None:
+    director = sweep(session, tmp_path, "lame", "t-0", "prune-0")
+    assert director.ended(Finished) == {"lame", "t-0"}
+    failures = [event for event in director.events if isinstance(event, Failed)]
+    assert {event.kind for event in failures} == {"lost"}
+    assert director.attempts["lame"] == 2
+    after = [event.step for event in director.of("lame") if isinstance(event, Reported)]
+    assert after == [5, 10, 15, 20], "it was killed at step 12, and step 10 was on disk"
+
+
+def test_ranks_that_find_no_place_are_an_error_that_says_what_is_free(
+    session: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sweeps.ray_backend import gangs
+
+    monkeypatch.setattr(gangs, "_PLACE_S", 0.5)
+    with pytest.raises(
+        MachineError, match=r"3 ranks of a host found no place .* 1 CPU on one node, and 2 CPU"
+    ):
+        sweep(session, tmp_path, "t-0", ranks=3)
+
+
+def test_more_ranks_than_cpus_are_refused_before_anything_starts(session: Any) -> None:
+    session._hosts, before = 6, session._hosts
+    try:
+        with pytest.raises(MachineError, match=r"6 ranks of 1 CPUs need 6 CPUs, but the cluster has 2"):
+            session.share(1, ranks=3)
+    finally:
+        session._hosts = before
+
+
+def test_ranks_are_refused_in_process(tmp_path: Path) -> None:
+    from sweeps.backend import run
+
+    director: Any = ScriptedDirector(tmp_path, [])
+    with pytest.raises(
+        ConfigError, match=r"run\.engine\.ranks must be 1 with backend: in-process, but got 2"
+    ):
+        run(director, folder=tmp_path, hosts=1, slots=1, threads=1, ranks=2)
