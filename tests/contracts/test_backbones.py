@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from replora.methods.folder import SavedAdapter, load_adapter
 from replora.methods.layout import cover
 from replora.models.base import Backbone
 from replora.models.load import load_backbone
+from replora.parameters import trainable_parameters
 from replora.tasks.base import Task
 from replora.tasks.classification import Classification
 from replora.tasks.load import load_task
@@ -256,3 +258,12 @@ def test_packed_equals_solo(base: Base, method: MethodConfig, tmp_path: Path) ->
     packed, _ = losses_of_first([first, *others], tmp_path / "pack", base)
     assert relative_gap(packed, solo) <= 1e-10
     assert solo[-4:].mean() < solo[:4].mean()
+
+
+@pytest.mark.parametrize("name", [name for name in SIZED if name != "replora-model"])
+def test_count_without_torch_equals_what_a_slot_trains(base: Base, name: str) -> None:
+    backbone, task = base
+    method = METHODS[name]
+    shapes = SlotModel(backbone, task, run(method)).adaptation.shapes(method)
+    own = {n: math.prod(shape) for n, shape in shapes.items() if not n.startswith("beside.")}
+    assert trainable_parameters(method, backbone.targets, 0) == sum(own.values())
