@@ -21,6 +21,7 @@ from replora.train.events import Checkpointed, Event, Failed, Finished, Reported
 from sweeps.agenda import Agenda
 from sweeps.config import SweepConfig
 from sweeps.ledger import Entry, Ledger, Line, SweepView, TrialView
+from sweeps.lines import understood
 from sweeps.objective import QUANTITIES, parameters_of, with_quantities
 from sweeps.pruner import make_pruner
 from sweeps.retries import Limits, Retries
@@ -37,8 +38,8 @@ class TrialTask:
     Attributes:
         folder: Where its checkpoints and its adapter lie; a host resumes from the newest good checkpoint.
         attempt: How often it was started, this time included; events of older attempts do not count.
-        step: Optimizer steps of which the ledger knows: a later checkpoint, whose reports were lost with
-            the process that wrote it, is not gone on from.
+        step: The last step whose checkpoint it may go on from: after it comes a report that the ledger has
+            not got, and that was lost with the process that made it.
         alone: No other trial may be on its host: it is suspected of ending hosts or spoiling packs.
         micro_batch: Examples per forward pass, where memory allows fewer than configured.
     """
@@ -109,7 +110,7 @@ class Director:
     def _task(self, trial: str) -> TrialTask:
         config = RunConfig.model_validate(self.view.trials[trial].config)
         config = config.model_copy(update={"engine": self._config.run.engine})  # may differ after a resume
-        folder, step = self._trial_folder(trial), self.view.trials[trial].step
+        folder, step = self._trial_folder(trial), _before_next_report(self.view.trials[trial])
         alone, micro_batch = self._retries.is_suspect(trial), self._retries.micro_batch(config)
         return TrialTask(trial, config, folder, self._attempts[trial], step, alone, micro_batch)
 
@@ -294,12 +295,18 @@ class Director:
     def _rebuild(self) -> None:
         """Takes in an old ledger, and finishes what a crash has cut in two."""
         lines = self._ledger.lines()
-        self.view.apply(next(lines))
-        self.objective = self.view.objectives[0]
-        self._agenda = Agenda(self._config, self.view)
-        self._pruner = make_pruner(self._config.pruner, self.objective.direction)
+        with understood("line 1"):
+            self.view.apply(next(lines))
+            self.objective = self.view.objectives[0]
+            self._agenda = Agenda(self._config, self.view)
+            self._pruner = make_pruner(self._config.pruner, self.objective.direction)
         for line in lines:
-            self._take(line, recalled=True)
+            with understood(f"line {self.view.size + 1}"):
+                self._take(line, recalled=True)
+        with understood("the end"):
+            self._go_on()
+
+    def _go_on(self) -> None:
         self._attempts.update({name: trial.attempts for name, trial in self.view.trials.items()})
         self._active = {name for name, trial in self.view.trials.items() if not trial.ended}
         self._record(self._agenda.begin())
@@ -337,3 +344,9 @@ class Director:
             self._halts[trial.fingerprint] = None
         elif reason := self._pruner.stops(trial.fingerprint, trial.step, value):
             self._halts[trial.fingerprint] = reason
+
+
+def _before_next_report(trial: TrialView) -> int:
+    every: int = trial.config["train"]["eval_every"]
+    last = trial.reports[-1][0] if trial.reports else 0
+    return max(trial.step, (last // every + 1) * every - 1)

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple, Self
 
 from replora.errors import LedgerError
-from sweeps.lines import Line, encode, plain, scan, walk
+from sweeps.lines import Line, encode, plain, scan, understood, walk
 from sweeps.views import Stage, State, SweepView, TrialView
 
 __all__ = [
@@ -46,7 +46,8 @@ def read_ledger(folder: Path) -> SweepView:
     """
     view = SweepView()
     for line in read_lines(folder):
-        view.apply(line)
+        with understood(f"line {view.size + 1}"):
+            view.apply(line)
     if not view.size:
         raise LedgerError(f"{folder / LEDGER_NAME}: no line was completed; give the same command again")
     return view

@@ -8,12 +8,13 @@ import shlex
 import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from replora.errors import LedgerError
+from replora.errors import LedgerError, ReploraError
 
-__all__ = ["Line", "encode", "plain", "scan", "walk"]
+__all__ = ["Line", "encode", "plain", "scan", "understood", "walk"]
 
 Line = dict[str, Any]
 
@@ -47,6 +48,27 @@ def scan(path: Path) -> tuple[int, int]:
     """Number of good lines and the byte offset of their end; (0, 0) for a new file."""
     last = deque(walk(path), maxlen=1) if path.exists() else None
     return (last[0][0]["seq"] + 1, last[0][1]) if last else (0, 0)
+
+
+@contextmanager
+def understood(what: str) -> Iterator[None]:
+    """Turns what goes wrong with whole, undamaged lines into an error that names them.
+
+    Args:
+        what: The line or lines that are taken in.
+
+    Raises:
+        LedgerError: If a field is missing or of another kind than this version writes.
+    """
+    try:
+        yield
+    except ReploraError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise LedgerError(
+            f"{what} of the ledger cannot be understood: {error!r}.\n"
+            f"  Nothing is damaged: another version of this program wrote it. Go on with that version."
+        ) from error
 
 
 def _damaged(path: Path, seq: int) -> LedgerError:

@@ -17,7 +17,16 @@ from benchmarks._common import Row, finish, interleaved
 from benchmarks._saved import saved_bytes
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
-OWN = ("makespan", "methods", "pack_memory", "planner_choice", "step_time", "time_to_best", "trial_switch")
+OWN = (
+    "makespan",
+    "methods",
+    "pack_memory",
+    "planner_choice",
+    "step_time",
+    "time_to_best",
+    "torture",
+    "trial_switch",
+)
 METHODS = {
     f"llama-30m-{method}-{what}"
     for method in ("lora", "replora", "dora", "doran", "adapter", "prefix")

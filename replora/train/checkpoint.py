@@ -22,7 +22,7 @@ from replora.errors import CheckpointError
 
 __all__ = ["SlotState", "newest_checkpoint", "read_checkpoint", "write_checkpoint"]
 
-FORMAT = "replora-checkpoint/1"
+FORMAT = "replora-checkpoint/2"
 KEPT = 2
 _log = logging.getLogger(__name__)
 
@@ -50,14 +50,8 @@ def write_checkpoint(folder: Path, state: SlotState) -> Path:
     """Writes `step-<n>.safetensors` and removes all but the newest two."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.cpu().contiguous() for name, tensor in state.tensors.items()}
-    counters = {
-        "format": FORMAT,
-        "fingerprint": state.fingerprint,
-        "step": state.step,
-        "loss_sum": state.loss_sum.hex(),
-        "loss_count": state.loss_count,
-        "digest": _digest(tensors),
-    }
+    counters = {"step": state.step, "loss_sum": state.loss_sum.hex(), "loss_count": state.loss_count}
+    counters |= {"digest": _digest(counters, tensors), "format": FORMAT, "fingerprint": state.fingerprint}
     path = folder / f"step-{state.step:08d}.safetensors"
     write_atomically(path, save(tensors, metadata={"replora": json.dumps(counters)}))
     for old in _files(folder)[KEPT:]:
@@ -107,7 +101,7 @@ def read_checkpoint(path: Path) -> SlotState:
         counters = json.loads(metadata["replora"])
         if counters["format"] != FORMAT:
             raise CheckpointError(f"{path}: format must be {FORMAT!r}, but got {counters['format']!r}")
-        if counters["digest"] != _digest(tensors):
+        if counters["digest"] != _digest(counters, tensors):
             raise CheckpointError(f"{path}: damaged: its content does not match its checksum")
         return SlotState(
             fingerprint=counters["fingerprint"],
@@ -116,7 +110,9 @@ def read_checkpoint(path: Path) -> SlotState:
             loss_count=int(counters["loss_count"]),
             tensors=tensors,
         )
-    except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except CheckpointError:
+        raise
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
 
 
@@ -128,8 +124,10 @@ def _step(path: Path) -> int:
     return int(path.stem.removeprefix("step-"))
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _digest(counters: Mapping[str, object], tensors: Mapping[str, Tensor]) -> str:
+    """Over counters and tensors, not over the run's name: a copy of a run takes its checkpoints over."""
+    counted = [counters["step"], counters["loss_sum"], counters["loss_count"]]
+    digest = hashlib.sha256(json.dumps(counted).encode())
     for name in sorted(tensors):
         digest.update(name.encode())
         digest.update(tensors[name].contiguous().numpy().tobytes())

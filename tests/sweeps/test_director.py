@@ -298,6 +298,17 @@ def test_a_sweep_cut_at_any_line_ends_as_if_it_had_never_been_cut(
     cut_and_compare(tmp_path, config)
 
 
+def test_a_trial_goes_on_from_no_checkpoint_whose_reports_were_lost(director: Director) -> None:
+    task = start(director)
+    assert task.step == 49  # the first report, of step 50, is not in the ledger
+    director.handle(Reported(task.fingerprint, 50, metrics(0.5)))
+    director.handle(Checkpointed(task.fingerprint, 60, "x"))
+    director.handle(Failed(task.fingerprint, 70, "lost", "gone"))
+    while (again := start(director)).fingerprint != task.fingerprint:
+        pass
+    assert again.step == 99
+
+
 def test_trials_that_ran_go_on_from_their_checkpoints_before_new_ones_start(tmp_path: Path) -> None:
     with opened(tmp_path, grid()) as director:
         tasks = [start(director) for _ in range(3)]
