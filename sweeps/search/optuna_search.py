@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from sweeps.config import Domain, Scalar, SearchConfig
-from sweeps.search.samplers import STATEFUL, sampler_factory
+from sweeps.search.samplers import CONSTRAINED, STATEFUL, sampler_factory
 from sweeps.search.searcher import Outcome
 from sweeps.space import Point, Space
 
@@ -30,7 +30,7 @@ class OptunaSearch:
     drew random numbers, and a study rebuilt from the ledger goes on as the lost one would have.
 
     Pruned trials are told as PRUNED with their values at each step, failed ones as FAIL, and those that
-    were above a limit as PRUNED with a constraint that they broke.
+    were above a limit as PRUNED with a constraint that they broke, where the sampler knows constraints.
     """
 
     def __init__(self, space: Space, config: SearchConfig, directions: Sequence[Direction]) -> None:
@@ -62,7 +62,7 @@ class OptunaSearch:
         from optuna.trial import TrialState
 
         trial = self._trials[number]
-        if outcome.excess:
+        if outcome.excess and self._config.sampler in CONSTRAINED:
             trial.set_constraint(LIMIT, outcome.excess)
             self._study.tell(trial, state=TrialState.PRUNED)
             return

@@ -17,10 +17,12 @@ from sweeps.space import Space
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
 
-__all__ = ["STATEFUL", "check_installed", "sampler_factory", "sampler_faults"]
+__all__ = ["CONSTRAINED", "STATEFUL", "check_installed", "sampler_factory", "sampler_faults"]
 
 #: Samplers that note in the study what they drew: they must draw for given points as well.
 STATEFUL = ("cma-es", "qmc", "nsga2")
+#: Samplers that keep away from where a constraint is broken.
+CONSTRAINED = ("tpe", "gp", "nsga2")
 #: Parents of a generation of NSGA-II: Optuna's default, or a quarter of a smaller search (choice).
 _POPULATION, _GENERATIONS = 50, 4
 #: CMA-ES adapts a covariance, which has nothing to say of a single key.
@@ -46,8 +48,13 @@ def sampler_factory(space: Space, config: SearchConfig) -> Callable[[int], BaseS
                     return samplers.CmaEsSampler(seed=seed, **quiet)
                 case "gp":
                     return samplers.GPSampler(seed=seed, **quiet)
-                case "qmc":  # one scrambled sequence: the seed must stay the same
-                    return samplers.QMCSampler(scramble=True, seed=config.seed, **quiet)
+                case (
+                    "qmc"
+                ):  # one scrambled sequence: its seed must stay the same, that of other draws must not
+                    others = samplers.RandomSampler(seed=seed)
+                    return samplers.QMCSampler(
+                        scramble=True, seed=config.seed, independent_sampler=others, **quiet
+                    )
                 case "nsga2":
                     parents = max(2, min(_POPULATION, (config.trials or 0) // _GENERATIONS))
                     return samplers.NSGAIISampler(population_size=parents, seed=seed)

@@ -11,7 +11,7 @@ import pytest
 from replora.errors import ConfigError
 from sweeps.check import check_sweep
 from sweeps.config import SweepConfig
-from tests.sweeps.simulated import cut_and_compare, run, sweep
+from tests.sweeps.simulated import SimulatedHost, cut_and_compare, run, sweep
 
 CONDITIONAL: dict[str, Any] = {
     "method.name": {"values": ("lora", "replora")},
@@ -74,3 +74,19 @@ def test_cma_es_takes_one_objective() -> None:
     several = [{"metric": "accuracy"}, {"metric": "trainable_parameters"}]
     with pytest.raises(ConfigError, match=re.escape("search.sampler: cma-es takes one objective")):
         check_sweep(sweep(search=search, objective=several, pruner={}))
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "cma-es", "gp", "qmc"])
+def test_every_sampler_lives_with_a_limit_on_parameters(tmp_path: Path, sampler: str) -> None:
+    search = {"name": "optuna", "sampler": sampler, "trials": 13, "max_parameters": 20_000}
+    space = {"optim.lr": {"log_uniform": (1e-4, 1e-1)}, "method.rank": {"integers": (1, 64)}}
+    view = run(tmp_path, sweep(space=space, search=search, confirm={}, pruner={})).view
+    assert view.skipped >= 1
+    assert len(view.trials) == 13 - view.skipped
+
+
+def test_qmc_draws_differ_before_the_first_result_and_in_conditional_keys(tmp_path: Path) -> None:
+    view = run(tmp_path, conditional("qmc"), SimulatedHost(6)).view
+    assert len(view.trials) == 14
+    widths = [t.point["method.hidden"] for t in view.trials.values() if "method.hidden" in t.point]
+    assert len(set(widths)) > len(widths) // 2
