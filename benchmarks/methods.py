@@ -10,7 +10,7 @@ Rows (ratio = ours / peer):
     <base>-<method>-time          median of a step's time over its neighbour's: lora at most 1.00, replora
                                   1.01, dora 0.97, others 1.00
     <base>-<method>-activations   bytes that autograd keeps for the backward pass: lora at most 1.00, replora
-                                  1.01, dora and doran 0.75, adapter 1.01, prefix 1.00
+                                  1.01, dora and doran 0.75, hora and adapter 1.01, prefix 1.00
     <base>-inference-replora      forward pass with RepLoRA over one with LoRA, both ours: at most 1.01
     <base>-inference-merged       forward pass of merged weights over the bare base: at most 1.01
 """
@@ -38,6 +38,7 @@ from replora.config import (
     AdapterMethod,
     DoraMethod,
     DoranMethod,
+    HoraMethod,
     LoraMethod,
     MethodConfig,
     PrefixMethod,
@@ -67,6 +68,7 @@ CONTESTS = {
     "replora": Contest(ReploraMethod(rank=RANK), "lora", time=1.01, activations=1.01),
     "dora": Contest(DoraMethod(rank=RANK), "dora", time=0.97, activations=0.75),
     "doran": Contest(DoranMethod(rank=RANK), "dora", activations=0.75),
+    "hora": Contest(HoraMethod(rank=RANK), "lora", activations=1.01),
     "adapter": Contest(AdapterMethod(bottleneck=BOTTLENECK), "bottleneck", activations=1.01),
     "prefix": Contest(PrefixMethod(tokens=TOKENS), "prefix"),
 }

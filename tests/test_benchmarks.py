@@ -29,7 +29,7 @@ OWN = (
 )
 METHODS = {
     f"llama-30m-{method}-{what}"
-    for method in ("lora", "replora", "dora", "doran", "adapter", "prefix")
+    for method in ("lora", "replora", "dora", "doran", "hora", "adapter", "prefix")
     for what in ("time", "activations")
 } | {"llama-30m-inference-replora", "llama-30m-inference-merged"}
 FIELDS = {"name", "ours", "peer", "unit", "ratio", "aim", "device"}

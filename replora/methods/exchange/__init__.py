@@ -10,12 +10,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from replora.methods.exchange.configs import DoranConfig, RepLoraConfig
+    from replora.methods.exchange.configs import DoranConfig, HoraConfig, RepLoraConfig
     from replora.methods.exchange.folders import export, import_peft
 
-__all__ = ["DoranConfig", "RepLoraConfig", "export", "import_peft"]
+__all__ = ["DoranConfig", "HoraConfig", "RepLoraConfig", "export", "import_peft"]
 
-_HOMES = {"DoranConfig": "configs", "RepLoraConfig": "configs", "export": "folders", "import_peft": "folders"}
+_HOMES = {"DoranConfig": "configs", "HoraConfig": "configs", "RepLoraConfig": "configs", "export": "folders", "import_peft": "folders"}
 
 
 def __getattr__(name: str) -> Any:

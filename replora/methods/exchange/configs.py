@@ -1,4 +1,4 @@
-"""RepLoRA and DoRAN as configurations of PEFT; importing this module registers them (docs/peft.md).
+"""RepLoRA, DoRAN and HoRA as configurations of PEFT; importing this module registers them (docs/peft.md).
 
 PEFT's own registration takes only the names of its enumeration, but the tables that it fills take any text.
 What lies behind them is internal to PEFT, so other releases than those tested are refused.
@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from packaging.version import Version
 
-from replora.config import DoranMethod, GeneratedMethod, ReploraMethod
+from replora.config import DoranMethod, GeneratedMethod, HoraMethod, ReploraMethod
 from replora.errors import MachineError
 from replora.faults import config_error
 from replora.validate import validate
@@ -47,7 +47,7 @@ from peft.mapping import (  # noqa: E402
 
 from replora.methods.exchange.tuner import ReploraTuner  # noqa: E402
 
-__all__ = ["CONFIGS", "DoranConfig", "GeneratedConfig", "RepLoraConfig", "check_release"]
+__all__ = ["CONFIGS", "DoranConfig", "GeneratedConfig", "HoraConfig", "RepLoraConfig", "check_release"]
 
 
 @dataclass
@@ -128,8 +128,21 @@ class DoranConfig(GeneratedConfig):
     method_class: ClassVar[type[GeneratedMethod]] = DoranMethod
 
 
+@dataclass
+class HoraConfig(GeneratedConfig):
+    """HoRA for `peft.get_peft_model`: a B for each attention head, from networks that the heads share."""
+
+    seed: str = "dense"
+
+    method_class: ClassVar[type[GeneratedMethod]] = HoraMethod
+
+
 #: By the method's own name.
-CONFIGS: dict[str, type[GeneratedConfig]] = {"replora": RepLoraConfig, "doran": DoranConfig}
+CONFIGS: dict[str, type[GeneratedConfig]] = {
+    "replora": RepLoraConfig,
+    "doran": DoranConfig,
+    "hora": HoraConfig,
+}
 
 for _name, _config in CONFIGS.items():
     _type: Any = _name.upper()  # PEFT's own names are an enumeration of text

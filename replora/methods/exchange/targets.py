@@ -89,8 +89,18 @@ def _cut(model: nn.Module, path: str, block: int, fused: Fused) -> list[Target]:
             f"fused: {path} has {linear.out_features} outputs, which are not {len(parts)} equal parts"
         )
     rows = linear.out_features // len(parts)
+    heads = rows // (_head_width(model.get_submodule(path.rpartition(".")[0])) or rows + 1)
     return [
-        Target(part, block, path, (index * rows, (index + 1) * rows), linear.in_features)
+        Target(part, block, path, (index * rows, (index + 1) * rows), linear.in_features, heads)
         for index, part in enumerate(parts)
         if part is not None
     ]
+
+
+def _head_width(parent: nn.Module) -> int:
+    """Width of an attention's heads, under the names that transformers and timm have for it; 0 elsewhere."""
+    for name in ("head_dim", "attention_head_size"):
+        width = getattr(parent, name, 0)
+        if isinstance(width, int) and width > 0:
+            return width
+    return 0

@@ -20,6 +20,7 @@ from replora.config import (
     DoraMethod,
     DoranMethod,
     FullMethod,
+    HoraMethod,
     LinearProbeMethod,
     LoraMethod,
     MethodConfig,
@@ -47,6 +48,7 @@ LOW_RANK: dict[str, MethodConfig] = {
     "replora-plain": ReploraMethod(rank=3, hidden=5, plain_targets=("key", "up")),
     "dora": DoraMethod(rank=3, targets=("query", "value", "output", "down")),
     "doran": DoranMethod(rank=3, hidden=5),
+    "hora": HoraMethod(rank=3, hidden=5),
     "replora-decomposed": ReploraMethod(
         rank=3, hidden=5, composition="weight-decomposed", plain_targets=("key", "up")
     ),
@@ -157,7 +159,7 @@ def test_export_leaves_nothing_half_written(runs: Runs, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-GENERATED = ["replora", "replora-plain", "doran", "replora-decomposed", "replora-model"]
+GENERATED = ["replora", "replora-plain", "doran", "hora", "replora-decomposed", "replora-model"]
 
 
 @pytest.mark.parametrize("name", GENERATED)

@@ -1,4 +1,4 @@
-"""RepLoRA and DoRAN inside PEFT: what a user of PEFT does with LoRA works with them."""
+"""RepLoRA, DoRAN and HoRA inside PEFT: what a user of PEFT does with LoRA works with them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from transformers import (
 from replora.config import BackboneConfig
 from replora.errors import AdapterError, ConfigError, MachineError
 from replora.methods.adaptation import LowRankAdaptation
-from replora.methods.exchange import DoranConfig, RepLoraConfig
+from replora.methods.exchange import DoranConfig, HoraConfig, RepLoraConfig
 from replora.methods.exchange.configs import TESTED, check_release
 from replora.methods.exchange.tensors import AdapterTensors
 from replora.methods.layout import Layout, cover
@@ -88,7 +88,7 @@ MODELS: dict[str, tuple[Build, Tensor, dict[str, Any]]] = {
         {"target_modules": ["q_proj", "v_proj", "up_proj"], "plain_modules": ["up_proj"]},
     ),
     "vit": (transformers_vit, images(16), {"target_modules": ["q_proj", "v_proj"]}),
-    "timm": (timm_vit, images(32), {"target_modules": ["qkv", "fc1"]}),
+    "timm": (timm_vit, images(32), {"target_modules": ["qkv", "fc1"], "plain_modules": ["fc1"]}),
 }
 SWITCHES: dict[str, Callable[..., Any]] = {
     "replora": RepLoraConfig,
@@ -96,6 +96,7 @@ SWITCHES: dict[str, Callable[..., Any]] = {
     "model": lambda **named: RepLoraConfig(scope="model", seed="dense", **named),
     "decomposed": lambda **named: RepLoraConfig(composition="weight-decomposed", **named),
     "doran": DoranConfig,
+    "hora": HoraConfig,
 }
 models = pytest.mark.parametrize("name", MODELS)
 switches = pytest.mark.parametrize("switch", SWITCHES)
@@ -385,6 +386,11 @@ def test_a_target_that_is_no_linear_is_refused() -> None:
 def test_a_rank_above_a_width_is_refused() -> None:
     with pytest.raises(ConfigError, match="must be at most 16, the width of v_proj, but got 20"):
         get_peft_model(llama(), RepLoraConfig(r=20, hidden=32, target_modules=["q_proj", "v_proj"]))
+
+
+def test_heads_are_refused_where_there_are_none() -> None:
+    with pytest.raises(ConfigError, match="must have attention heads, but up_proj has none"):
+        get_peft_model(llama(), HoraConfig(target_modules=["q_proj", "up_proj"]))
 
 
 def test_fused_parts_must_divide_the_outputs() -> None:
