@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["DoranConfig", "HoraConfig", "RepLoraConfig", "export", "import_peft"]
 
-_HOMES = {"DoranConfig": "configs", "HoraConfig": "configs", "RepLoraConfig": "configs", "export": "folders", "import_peft": "folders"}
+_HOMES = dict.fromkeys(("DoranConfig", "HoraConfig", "RepLoraConfig"), "configs")
+_HOMES |= dict.fromkeys(("export", "import_peft"), "folders")
 
 
 def __getattr__(name: str) -> Any:
