@@ -277,8 +277,12 @@ def _note(found: Sequence[Contender], stage: str) -> str:
         return "No configuration was trained to its end with every seed."
     seeds = max(len(item.values) for item in found)
     if stage == "confirm":
+        least = min(len(item.values) for item in found)
+        count = f"{seeds}" if least == seeds else f"{least} to {seeds}"
+        more = "" if least == seeds else " (more for those that may be the best)"
         return (
-            f"Means over {seeds} fresh seeds that the search did not use; values of the search do not count."
+            f"Means over {count} fresh seeds{more} that the search did not use; "
+            "values of the search do not count."
         )
     if seeds > 1:
         return f"Means over the {seeds} seeds of the search; the best of many is partly luck."

@@ -70,6 +70,11 @@ def budget_faults(config: SweepConfig) -> Iterator[Fault]:
         if limit and limit < least:
             text = f"budget.{name} must hold one trial at least, which takes {least:,}, but got {limit:,}."
             yield Fault(("budget", name), text)
+    kept = config.confirm.top * (config.confirm.start or len(config.confirm.seeds))
+    least = kept + len(config.seeds)
+    if limits.trials and limits.trials < least:
+        text = f"budget.trials must hold a configuration and {kept} confirming trials, {least}, but got "
+        yield Fault(("budget", "trials"), f"{text}{limits.trials}.")
     if config.search.name == "pbt" and limits != type(limits)():
         text = "budget cannot be set for population-based training: its trials need one another to the end."
         yield Fault(("budget",), text, "Its cost is known: search.trials times run.train.steps.")

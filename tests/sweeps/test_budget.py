@@ -117,11 +117,12 @@ def test_a_sweep_with_a_budget_cut_at_any_line_asks_the_same(
     [
         ({"tokens": 10**6}, "budget.tokens needs a task of language, but got digits"),
         ({"examples": 100}, "budget.examples must hold one trial at least, which takes 3,200, but got 100"),
+        ({"trials": 2}, "budget.trials must hold a configuration and 2 confirming trials, 3, but got 2"),
     ],
 )
 def test_a_budget_that_cannot_be_kept_is_refused(budget: dict[str, int], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
-        check_sweep(grid(budget=budget))
+        check_sweep(grid(budget=budget, confirm={"top": 1, "seeds": (1, 2)}))
 
 
 def test_the_agenda_is_done_where_the_ledger_says_that_the_budget_is_spent(tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ def test_the_best_is_one_of_those_that_stayed_and_the_dropped_say_when(tmp_path:
     last = selection.contenders[-1]
     assert (last.group.point["optim.lr"], last.verdict) == (1e-4, "worse")
     assert last.words == "dropped by the race after 3 seeds"
+    assert "Means over 3 to 10 fresh seeds (more for those that may be the best)" in selection.note
 
 
 def test_intervals_are_widened_for_every_look(tmp_path: Path) -> None:
