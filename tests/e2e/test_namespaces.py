@@ -1,0 +1,93 @@
+"""A sweep over hosts with addresses of their own: one dies, one is cut off, one joins; nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweeps.ledger import LEDGER_NAME, SweepView, read_ledger, read_lines
+from tests.e2e.namespaces import Network, several_hosts
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+SWEEP = """
+name: hosts
+run:
+  backbone: {name: vit-digits, weights: random}
+  train: {steps: 300, batch: 4, eval_every: 100, checkpoint_every: 20}
+space:
+  optim.lr: {values: [0.001, 0.002, 0.003, 0.004, 0.005, 0.006]}
+resources: {hosts: 2, slots: 2, threads: 1}
+max_failures: 5
+"""
+
+
+def table(view: SweepView) -> bytes:
+    """What a sweep found, without clocks and places."""
+    rows: dict[str, Any] = {}
+    for name, trial in sorted(view.trials.items()):
+        reports = [
+            [step, {key: value for key, value in metrics.items() if key != "seconds"}]
+            for step, metrics in trial.reports
+        ]
+        rows[name] = [trial.state, trial.objective, trial.step, reports]
+    return json.dumps(rows, sort_keys=True).encode()
+
+
+def wait_for(folder: Path, event: str, count: int, driver: subprocess.Popen[bytes]) -> None:
+    """Until the ledger has so many lines of an event."""
+    path, deadline = folder / LEDGER_NAME, time.monotonic() + 120
+    while not path.exists() or path.read_bytes().count(f'"event":"{event}"'.encode()) < count:
+        assert driver.poll() is None, "the sweep ended too early to be disturbed"
+        assert time.monotonic() < deadline, f"no {count} lines of {event} within two minutes"
+        time.sleep(0.02)
+
+
+def disturbed(network: Network, file: Path, folder: Path) -> None:
+    """Runs the sweep on three hosts, of which the head trains nothing, and disturbs it."""
+    head, first, second = network.add(0), network.add(1), network.add(1)
+    deadline = time.monotonic() + 60
+    ready = [sys.executable, "-m", "replora", "doctor", "--address", network.head, "--nodes", "--json"]
+    while True:
+        doctor = network.start(head, *ready, "--dir", str(folder.parent / "shared"))
+        if doctor.wait(60) in (0, 3) and _nodes(network, head.name) == 3:
+            break
+        assert time.monotonic() < deadline, (network.folder / f"{head.name}.log").read_text()[-2000:]
+    words = ["sweep", str(file), "--dir", str(folder), f"resources.address={network.head}"]
+    driver = network.start(head, sys.executable, "-m", "replora", *words)
+    wait_for(folder, "checkpointed", 4, driver)
+    network.kill(first)
+    network.add(2)  # room for the other host, too: its own machine is cut off next
+    wait_for(folder, "finished", 2, driver)
+    network.cut(second)
+    status = driver.wait(100)
+    assert status == 0, (network.folder / f"{head.name}.log").read_text()[-3000:]
+
+
+def _nodes(network: Network, name: str) -> int:
+    """Nodes in the last answer of the doctor."""
+    for line in reversed((network.folder / f"{name}.log").read_text().splitlines()):
+        if line.startswith("{"):
+            return len(json.loads(line).get("nodes", {}))
+    return 0
+
+
+def test_hosts_that_die_are_cut_off_or_join_change_no_result(tmp_path: Path) -> None:
+    file = tmp_path / "hosts.yaml"
+    file.write_text(SWEEP)
+    with several_hosts(tmp_path) as network:
+        disturbed(network, file, tmp_path / "sweep")
+    alone = [sys.executable, "-m", "replora", "sweep", str(file), "--dir", str(tmp_path / "undisturbed")]
+    subprocess.run([*alone, "backend=in-process", "resources.hosts=1"], check=True, capture_output=True)
+    view = read_ledger(tmp_path / "sweep")
+    assert table(view) == table(read_ledger(tmp_path / "undisturbed"))
+    lines = list(read_lines(tmp_path / "sweep"))
+    finished = [line["trial"] for line in lines if line["event"] == "finished"]
+    assert sorted(finished) == sorted(view.trials)
+    assert any(line["event"] == "started" and line["attempt"] > 1 for line in lines), "nothing was lost"
