@@ -26,7 +26,9 @@ def job(folder: Path, **changes: str) -> Job:
     """A job of a sweep that is there."""
     sweep = folder / "grid.yaml"
     sweep.write_text("name: grid\nspace: {optim.lr: {values: [0.001]}}\n")
-    return fixed_job(config=sweep, folder=folder / "runs", mount=folder, **changes)
+    cloud = {"instance": "p4d.24xlarge", "storage": "fs-1.example:/"}
+    places = {"folder": folder / "runs", "mount": folder, "environment": folder / "env"}
+    return fixed_job(config=sweep, **places, **cloud, **changes)
 
 
 def calls() -> Iterator[tuple[Path, ast.Call, str]]:
@@ -67,7 +69,7 @@ def test_names_that_become_words_of_a_launch_are_refused(place: Place, name: str
         prepare(job(tmp_path, name=name), place)
 
 
-@pytest.mark.parametrize("place", ["local", "slurm", "ray", "kuberay"])
+@pytest.mark.parametrize("place", ["local", "slurm", "ray", "kuberay", "cloud"])
 def test_no_launcher_writes_a_secret(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", "s3cret-token")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:s3cret-word@tracking:5000")
@@ -78,6 +80,7 @@ def test_no_launcher_writes_a_secret(place: Place, tmp_path: Path, monkeypatch: 
 
 def test_launchers_that_start_ray_ask_for_a_token(tmp_path: Path) -> None:
     assert "RAY_AUTH_MODE=token" in prepare(job(tmp_path), "slurm").text
+    assert "RAY_AUTH_MODE=token" in prepare(job(tmp_path), "cloud").text
     assert "authOptions: {mode: token}" in prepare(job(tmp_path), "kuberay").text
 
 

@@ -13,7 +13,7 @@ from replora.errors import ConfigError
 
 __all__ = ["Job", "Place", "job_name"]
 
-Place = Literal["local", "ray", "slurm", "kuberay"]
+Place = Literal["local", "ray", "slurm", "kuberay", "cloud"]
 
 #: Words of scripts and manifests: nothing that a shell, sbatch or YAML would read otherwise.
 _PATH = re.compile(r"/[A-Za-z0-9._/+@=,-]*")
@@ -22,6 +22,7 @@ _NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")
 _WORD = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,254}")
 _TIME = re.compile(r"(\d+-)?\d{1,2}(:\d{2}){0,2}")
+_STORAGE = re.compile(r"[A-Za-z0-9.-]+:/[A-Za-z0-9._/-]*")
 _URL = re.compile(r"https?://[A-Za-z0-9.-]+(:\d{1,5})?/?")
 
 
@@ -44,8 +45,12 @@ class Job:
         address: Of the dashboard that takes Ray jobs.
         image: Container image with replora and ray[default] (KubeRay).
         claim: Persistent volume claim that every pod mounts (KubeRay).
-        mount: Where it is mounted; `config` and `folder` lie under it.
+        mount: Where it is mounted (KubeRay, cloud); `config` and `folder` lie under it.
         namespace: Of Kubernetes.
+        region: Of the cloud (AWS).
+        zone: Of the region.
+        instance: Type of the worker machines.
+        storage: NFS export that every node mounts, `server:/path` (cloud).
     """
 
     name: str
@@ -64,6 +69,10 @@ class Job:
     claim: str | None = None
     mount: Path = Path("/shared")
     namespace: str = "default"
+    region: str = "us-west-2"
+    zone: str = "a"
+    instance: str | None = None
+    storage: str | None = None
 
     @property
     def hosts(self) -> int:
@@ -86,6 +95,8 @@ class Job:
         faults = [*self._sweep_faults(place), *self._word_faults()]
         if place == "kuberay":
             faults += self._kuberay_faults()
+        if place == "cloud":
+            faults += self._cloud_faults()
         if faults:
             raise ConfigError("\n".join([f"this sweep cannot be launched on {place}:", *faults]))
 
@@ -113,6 +124,10 @@ class Job:
             ("--image", self.image, _IMAGE, "a container image's name"),
             ("--claim", self.claim, _WORD, "letters, digits, ., _ and -"),
             ("--namespace", self.namespace, _WORD, "letters, digits, ., _ and -"),
+            ("--region", self.region, _WORD, "letters, digits, ., _ and -"),
+            ("--zone", self.zone, _WORD, "letters, digits, ., _ and -"),
+            ("--instance", self.instance, _WORD, "letters, digits, ., _ and -"),
+            ("--storage", self.storage, _STORAGE, "server:/path of an NFS export"),
         ]
         for option, value, pattern, form in words:
             if value is not None and not pattern.fullmatch(str(value)):
@@ -131,9 +146,23 @@ class Job:
             yield "  --image is needed: a container image with replora and ray[default]."
         if self.claim is None:
             yield "  --claim is needed: a persistent volume claim that many pods can write."
+        yield from self._outside()
+
+    def _cloud_faults(self) -> Iterator[str]:
+        if self.instance is None:
+            yield "  --instance is needed: the worker machines' type, for example p4d.24xlarge."
+        if self.storage is None:
+            yield "  --storage is needed: server:/path of an NFS export that every node mounts."
+        if self.environment is None:
+            yield "  --env is needed: a Python environment with replora and ray[default] on that storage."
+        elif not self.environment.is_relative_to(self.mount):
+            yield f"  --env must lie under {self.mount}, but got {self.environment}."
+        yield from self._outside()
+
+    def _outside(self) -> Iterator[str]:
         for option, path in (("CONFIG", self.config), ("--dir", self.folder)):
             if not path.is_relative_to(self.mount):
-                yield f"  {option} must lie under the mounted claim, {self.mount}, but got {path}."
+                yield f"  {option} must lie under the mounted storage, {self.mount}, but got {path}."
 
 
 def job_name(config: Path) -> str:

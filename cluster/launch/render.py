@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import string
 import sys
 from importlib import metadata
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from cluster.launch.job import Job
 
-__all__ = ["local_command", "ray_command", "rayjob_manifest", "slurm_script"]
+__all__ = ["cloud_drive", "cloud_file", "local_command", "ray_command", "rayjob_manifest", "slurm_script"]
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 #: Of the head that a Slurm job starts; REPLORA_RAY_PORT overrides it where several jobs share a node.
@@ -60,6 +61,42 @@ def rayjob_manifest(job: Job) -> str:
         claim=json.dumps(job.claim),
         nodes=job.nodes,
         resources=json.dumps(resources),
+    )
+
+
+#: Of the machine that holds the driver (choice; edit the file).
+_HEAD = "m6i.2xlarge"
+
+
+def cloud_file(job: Job) -> str:
+    """What `ray up` takes on AWS: a head on demand, spot workers, shared storage, your own token."""
+    provider = {"type": "aws", "region": job.region, "availability_zone": f"{job.region}{job.zone}"}
+    spot = {"InstanceMarketOptions": {"MarketType": "spot"}}
+    python = _environment(job) / "bin" / "python"
+    variables = (
+        "RAY_AUTH_MODE=token OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0 MLFLOW_DISABLE_TELEMETRY=true"
+    )
+    return _rendered(
+        "cloud.yaml",
+        name=json.dumps(job.name),
+        nodes=job.nodes,
+        provider=json.dumps(provider),
+        head=json.dumps({"InstanceType": _HEAD}),
+        resources=json.dumps({"CPU": job.cpus, "GPU": job.gpus}),
+        worker=json.dumps({"InstanceType": job.instance, **spot}),
+        mount=job.mount,
+        storage=job.storage,
+        python=python,
+        ray=python.with_name("ray"),
+        export=f"export {variables}",
+    )
+
+
+def cloud_drive(job: Job) -> str:
+    """What starts the sweep on the head, in a terminal that may be closed."""
+    words = shlex.join(_drive(str(_environment(job) / "bin" / "python"), job))
+    return shlex.join(
+        ["ray", "exec", "--tmux", str(job.folder / "cloud.yaml"), f"RAY_AUTH_MODE=token {words}"]
     )
 
 

@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.launch.job import Job, Place
-from cluster.launch.render import local_command, ray_command, rayjob_manifest, slurm_script
+from cluster.launch.render import (
+    cloud_drive,
+    cloud_file,
+    local_command,
+    ray_command,
+    rayjob_manifest,
+    slurm_script,
+)
 from replora.atomic import write_atomically
 from replora.errors import MachineError, RunFailedError
 
@@ -53,6 +60,10 @@ def prepare(job: Job, place: Place) -> Submission:
         return Submission(place, ["sbatch", "--parsable", str(script)], slurm_script(job), script)
     if place == "kuberay":
         return Submission(place, ["kubectl", "create", "-f", "-"], rayjob_manifest(job))
+    if place == "cloud":
+        script = job.folder / "cloud.yaml"
+        text = f"{cloud_file(job)}# When the cluster is up: {cloud_drive(job)}\n"
+        return Submission(place, ["ray", "up", "--yes", str(script)], text, script)
     command = ray_command(job) if place == "ray" else local_command(job)
     return Submission(place, command, f"{shlex.join(command)}\n")
 

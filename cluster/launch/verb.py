@@ -33,6 +33,10 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--claim", help="shared persistent volume claim (kuberay)")
     parser.add_argument("--mount", type=Path, default=Path("/shared"), metavar="D", help="of it (kuberay)")
     parser.add_argument("--namespace", default="default", help="kuberay")
+    parser.add_argument("--region", default="us-west-2", help="of AWS (cloud)")
+    parser.add_argument("--zone", default="a", help="of the region (cloud)")
+    parser.add_argument("--instance", metavar="TYPE", help="of the spot workers (cloud)")
+    parser.add_argument("--storage", metavar="SERVER:/PATH", help="NFS export for --mount (cloud)")
 
 
 def _run(options: argparse.Namespace) -> Answer:
@@ -74,6 +78,10 @@ def _job(options: argparse.Namespace) -> Job:
         claim=options.claim,
         mount=options.mount,
         namespace=options.namespace,
+        region=options.region,
+        zone=options.zone,
+        instance=options.instance,
+        storage=options.storage,
     )
 
 

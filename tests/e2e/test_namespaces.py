@@ -14,7 +14,7 @@ import pytest
 from sweeps.ledger import LEDGER_NAME, SweepView, read_ledger, read_lines
 from tests.e2e.namespaces import Network, several_hosts
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(290)]
 
 SWEEP = """
 name: hosts

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.launch.job import job_name
-from cluster.launch.render import ray_command, rayjob_manifest, slurm_script
+from cluster.launch.job import Job, job_name
+from cluster.launch.render import cloud_file, ray_command, rayjob_manifest, slurm_script
 from replora.errors import ConfigError
 from tests.cluster.launch.jobs import job
 
@@ -26,8 +26,16 @@ RENDERED: dict[str, Callable[[], str]] = {
     "two-nodes.slurm": lambda: slurm_script(job()),
     "one-cpu-node.slurm": lambda: slurm_script(job(nodes=1, gpus=0, cpus=4, partition=None, account=None)),
     "rayjob.yaml": lambda: re.sub(r"rayVersion: .*", "rayVersion: VERSION", rayjob_manifest(job())),
+    "aws.yaml": lambda: cloud_file(cloud_job()),
     "ray.txt": lambda: shlex.join(ray_command(job())) + "\n",
 }
+
+
+def cloud_job(**changes: Any) -> Job:
+    """A job for spot machines of a cloud."""
+    return job(**{"instance": "p4d.24xlarge", "storage": "fs-1.example:/", **changes})
+
+
 SECRET = "hunter2-in-the-environment"
 
 
@@ -45,6 +53,24 @@ def test_bash_can_read_the_script(name: str) -> None:
 def test_no_line_of_a_script_keeps_a_field_open() -> None:
     assert "@{" not in slurm_script(job())
     assert "@{" not in rayjob_manifest(job())
+
+
+def test_a_cloud_file_is_one_that_ray_up_accepts() -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    document = yaml.safe_load(RENDERED["aws.yaml"]())
+    validate_config(prepare_config(document))
+    workers = document["available_node_types"]["workers"]["node_config"]
+    assert workers["InstanceMarketOptions"] == {"MarketType": "spot"}
+    starts = [*document["head_start_ray_commands"], *document["worker_start_ray_commands"]]
+    assert all("RAY_AUTH_MODE=token" in line for line in starts if " start " in line)
+
+
+def test_a_cloud_job_lacks_nothing_that_its_nodes_need() -> None:
+    with pytest.raises(ConfigError, match="--instance is needed") as caught:
+        job(storage=None, environment=Path("/home/me/env")).check("cloud")
+    assert "--storage is needed" in str(caught.value)
+    assert "--env must lie under /shared" in str(caught.value)
 
 
 def test_every_option_of_sbatch_comes_before_the_first_command() -> None:
