@@ -208,7 +208,7 @@ def _base_key(config: RunConfig) -> Hashable:
         config.backbone.model_dump_json(),
         config.task.model_dump_json(),
         config.train.precision,
-        config.engine.zero,
+        config.engine.model_dump_json(),
     )
 
 

@@ -22,9 +22,9 @@ import torch
 from replora.config import RunConfig
 from replora.errors import ReploraError
 from replora.models.base import Backbone
-from replora.models.load import load_backbone
 from replora.tasks.base import Task
 from replora.tasks.load import load_task
+from replora.train.engine import load_base
 from replora.train.footprint import peak_memory
 from replora.train.loop import pick_device
 from replora.train.pack import Pack
@@ -109,7 +109,7 @@ def main() -> int:
 
 def _measure(config: RunConfig, limit: int) -> Measured:
     device = pick_device()
-    backbone = load_backbone(config.backbone, precision=config.train.precision, device=device)
+    backbone = load_base(config, device)
     task = load_task(
         config.task, precision=config.train.precision, device=device, processor=backbone.processor
     )

@@ -3,8 +3,8 @@
 DeepSpeed knows one optimizer, one clipping norm, one step count and a fixed set of parameters; a pack has K
 of each, and they come and go. So every slot has a DeepSpeed engine of its own over one flat vector, its
 row of the pack, with the slot's own clipping; and the base, which never trains, has one for each private
-module tree that reads it (docs/decisions/0009-deepspeed-per-slot.md). A gradient is handed over once per
-step, after all micro-batches, as the gradient of `sum(values * gradient)`.
+module tree that reads it (docs/decisions/0008-a-deepspeed-engine-per-slot.md). A gradient is handed over
+once per step, after all micro-batches, as the gradient of `sum(values * gradient)`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from replora.errors import MachineError
 from replora.models import load as models
 from replora.models.base import Backbone
 from replora.train import ranks
+from replora.train.recompute import recomputed
 
 __all__ = ["ShardedSlot", "base_json", "load_base", "slot_json"]
 
@@ -163,6 +164,8 @@ def load_base(config: RunConfig, device: torch.device | str) -> Backbone:
     backbone = models.load_backbone(
         config.backbone, precision=config.train.precision, device=device, share=share
     )
+    if config.engine.recompute:
+        backbone = recomputed(backbone)
     return backbone if share is None else _shared(backbone, config, share)
 
 
