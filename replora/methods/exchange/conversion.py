@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from peft import PeftConfig
+from peft import LoraConfig, PeftConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -20,6 +20,7 @@ from replora.errors import AdapterError
 from replora.methods.adaptation import parts
 from replora.methods.bake import head
 from replora.methods.exchange.configs import CONFIGS, GeneratedConfig
+from replora.methods.exchange.stock import from_lora
 from replora.methods.exchange.targets import find_targets
 from replora.methods.folder import SavedAdapter, check_tensors
 from replora.methods.sites import select_targets
@@ -68,7 +69,7 @@ def to_peft(adapter: SavedAdapter, backbone: Backbone) -> tuple[dict[str, Tensor
 
 
 def from_peft(folder: Path, run: RunConfig, backbone: Backbone) -> SavedAdapter:
-    """An adapter of ours from a folder that PEFT wrote of RepLoRA or DoRAN.
+    """An adapter of ours from a folder that PEFT wrote of LoRA, DoRA, RepLoRA, DoRAN or HoRA.
 
     Args:
         folder: What `save_pretrained` made.
@@ -83,8 +84,11 @@ def from_peft(folder: Path, run: RunConfig, backbone: Backbone) -> SavedAdapter:
         loaded = load_file(folder / "adapter_model.safetensors")
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise AdapterError(f"{folder}: no folder of PEFT that can be read: {error}") from error
+    if isinstance(config, LoraConfig):
+        return from_lora(config, loaded, run, backbone)
     if not isinstance(config, GeneratedConfig):
-        raise AdapterError(f"{folder}: must hold {' or '.join(CONFIGS)}, but holds {config.peft_type}")
+        known = ", ".join(("lora", *CONFIGS))
+        raise AdapterError(f"{folder}: must hold one of {known}, but holds {config.peft_type}")
     targets = _named(backbone, config)
     theirs = find_targets(backbone.model, list(dict.fromkeys(t.module for t in targets)), config.fused)
     their_method, names = config.method([target.name for target in theirs]), _names(theirs, targets)

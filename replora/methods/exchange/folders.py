@@ -124,7 +124,7 @@ def import_peft(folder: Path, run: RunConfig, out: Path) -> Path:
     """Makes a run's folder, which `replora eval` and `export` read, of a folder of PEFT.
 
     Args:
-        folder: What `save_pretrained` wrote of RepLoRA or DoRAN.
+        folder: What `save_pretrained` wrote of LoRA, DoRA, RepLoRA, DoRAN or HoRA.
         run: Backbone and task; the method is the folder's.
         out: Folder to create.
 

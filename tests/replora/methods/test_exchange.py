@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
-from safetensors.torch import load_file
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from timm.models import VisionTransformer
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -182,13 +182,66 @@ def test_a_folder_for_peft_gives_the_same_logits_and_comes_back_whole(
     assert back.head_width == before.head_width
 
 
-def test_other_folders_of_peft_are_not_imported(runs: Runs, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["lora", "dora"])
+def test_a_stock_lora_comes_in_with_the_same_logits(name: str, runs: Runs, tmp_path: Path) -> None:
+    """Exported, and so with query and value as blocks of one LoRA on the fused linear."""
+    run_dir, config = runs(name)
+    _, ours = logits(run_dir, config)
+    out = export(run_dir, "peft-lora", tmp_path / "lora")
+    if name == "dora":  # ranks differ between linears, which one method of ours does not have
+        with pytest.raises(AdapterError, match="rank_pattern"):
+            import_peft(out, config, tmp_path / "back")
+        return
+    back = import_peft(out, config, tmp_path / "back")
+    method = load_adapter(back / "adapter").config.method
+    assert method == LoraMethod(rank=6, alpha=16.0, targets=("query", "key", "value"))
+    found = logits(back, config.model_copy(update={"method": method}))[1]
+    assert torch.allclose(found, ours, atol=1e-5)
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_a_lora_that_peft_made_comes_in_with_the_same_logits(
+    use_dora: bool, runs: Runs, tmp_path: Path
+) -> None:
+    _, config = runs("lora")
+    targets = ["qkv", "fc1"]
+    lora = LoraConfig(r=3, lora_alpha=6, target_modules=targets, use_dora=use_dora, modules_to_save=["head"])
+    model = get_peft_model(stock_model(config), lora)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    model.eval().save_pretrained(str(tmp_path / "lora"))
+    back = import_peft(tmp_path / "lora", config, tmp_path / "back")
+    method = load_adapter(back / "adapter").config.method
+    images, ours = logits(back, config.model_copy(update={"method": method}))
+    with torch.no_grad():
+        assert torch.allclose(model(images), ours, atol=1e-5)
+
+
+@pytest.mark.parametrize("ending", ["lora_B.weight", "lora_A.weight"])
+def test_a_lora_without_one_of_its_tensors_is_not_imported(ending: str, runs: Runs, tmp_path: Path) -> None:
     run_dir, config = runs("lora")
-    export(run_dir, "peft-lora", tmp_path / "lora")
-    with pytest.raises(AdapterError, match=r"must hold replora or doran.*LORA"):
+    path = export(run_dir, "peft-lora", tmp_path / "lora") / "adapter_model.safetensors"
+    tensors = load_file(path)
+    del tensors[f"base_model.model.blocks.1.attn.qkv.{ending}"]
+    save_file(tensors, path)
+    with pytest.raises(AdapterError, match=r"no whole LoRA of vit-digits: blocks\.1\.attn\.qkv"):
         import_peft(tmp_path / "lora", config, tmp_path / "back")
+
+
+def test_other_folders_of_peft_are_not_imported(runs: Runs, tmp_path: Path) -> None:
+    _, config = runs("lora")
     with pytest.raises(AdapterError, match="no folder of PEFT"):
         import_peft(tmp_path, config, tmp_path / "back")
+    some = LoraConfig(r=2, target_modules=["qkv"], layers_to_transform=[1], layers_pattern="blocks")
+    get_peft_model(stock_model(config), some).save_pretrained(str(tmp_path / "some"))
+    with pytest.raises(AdapterError, match=r"in every block, but blocks\.0\.attn\.qkv"):
+        import_peft(tmp_path / "some", config, tmp_path / "back")
+    other = IA3Config(target_modules=["qkv"], feedforward_modules=[])
+    get_peft_model(stock_model(config), other).save_pretrained(str(tmp_path / "ia3"))
+    with pytest.raises(AdapterError, match=r"must hold one of lora, replora, doran, hora, but holds .*IA3"):
+        import_peft(tmp_path / "ia3", config, tmp_path / "back")
     assert not (tmp_path / "back").exists()
 
 
