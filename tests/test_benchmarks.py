@@ -18,6 +18,7 @@ from benchmarks._saved import saved_bytes
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 OWN = (
+    "calibration",
     "makespan",
     "methods",
     "pack_memory",

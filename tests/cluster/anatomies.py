@@ -8,8 +8,13 @@ from replora.models.shapes import TargetShape
 
 def llama(width: int, hidden: int, depth: int, heads: int, vocabulary: int = 32_000) -> Anatomy:
     """A LLaMA of given sizes: no biases, two RMS norms a block, an untied head."""
-    sizes = dict.fromkeys(("query", "key", "value", "output"), (width, width))
-    sizes |= {"gate": (width, hidden), "up": (width, hidden), "down": (hidden, width)}
+    sizes: dict[str, tuple[int, ...]] = dict.fromkeys(("query", "key", "value"), (width, width, heads))
+    sizes |= {
+        "output": (width, width),
+        "gate": (width, hidden),
+        "up": (width, hidden),
+        "down": (hidden, width),
+    }
     block = 4 * width**2 + 3 * width * hidden + 2 * width
     return Anatomy(
         family="llama",
