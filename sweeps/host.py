@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from replora.config import RunConfig
-from replora.errors import PlanError
+from replora.errors import MachineError, PlanError
 from replora.train.events import Event, Failed, FailureKind
 from replora.train.key import pack_key
 from replora.train.process import is_out_of_memory, prepare_process, release_memory
@@ -52,11 +53,12 @@ class Assignment(Protocol):
 
 @dataclass
 class _Group:
-    """One pack, the base it stands on, and how far its trials are."""
+    """One pack, the base it stands on, how far its trials are, and the folder of the newest of them."""
 
     base: Hashable
     pack: Pack
     steps: dict[str, int] = field(default_factory=dict)
+    folder: Path = Path()
 
 
 class Host:
@@ -114,8 +116,10 @@ class Host:
             if self.free < 1:
                 raise PlanError(f"all {self._slots} slots of this host are taken by {', '.join(self.trials)}")
             group = self._group_of(task.config, task.micro_batch)
+            group.folder = task.folder
             group.pack.admit(task.fingerprint, task.config, task.folder, at_most=task.step)
-        except Exception as error:  # noqa: BLE001 - becomes a Failed event
+        except Exception as error:  # noqa: BLE001 - becomes a Failed event, or ends the sweep
+            _end_where_nothing_can_be_written(error, task.folder)
             failed = _failed(task.fingerprint, 0, error)
             beside = len(self.trials) if failed.kind == "out-of-memory" else 0
             self._refused.append(replace(failed, beside=beside))
@@ -152,6 +156,7 @@ class Host:
         except Exception as error:
             from replora.train import ranks
 
+            _end_where_nothing_can_be_written(error, group.folder)
             if ranks.count() > 1:
                 raise  # the other ranks wait in the middle of a step: only a fresh gang can go on
             events = self._broken(group, error)
@@ -210,6 +215,20 @@ def _base_key(config: RunConfig) -> Hashable:
         config.train.precision,
         config.engine.model_dump_json(),
     )
+
+
+def _end_where_nothing_can_be_written(error: Exception, folder: Path) -> None:
+    """A full or read-only disk is no trial's fault, and no trial could do better.
+
+    Raises:
+        MachineError: Which ends the sweep; everything recorded is safe.
+    """
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        where = error.filename or folder
+        raise MachineError(
+            f"{where} cannot be written ({error.strerror}). What was recorded before is safe.\n"
+            f"  Make room for it, then: replora resume {folder.parent.parent}"
+        ) from error
 
 
 def _failed(trial: str, step: int, error: Exception) -> Failed:

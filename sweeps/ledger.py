@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple, Self
 
-from replora.errors import LedgerError
+from replora.errors import LedgerError, MachineError
 from sweeps.lines import Line, encode, plain, scan, understood, walk
 from sweeps.views import Stage, State, SweepView, TrialView
 
@@ -86,9 +86,15 @@ class Ledger:
 
         Raises:
             LedgerError: If another process drives the sweep, or a line before the end is damaged.
+            MachineError: If the folder cannot be made or written.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        return cls(folder / LEDGER_NAME, _lock(folder))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            return cls(folder / LEDGER_NAME, _lock(folder))
+        except OSError as error:
+            raise MachineError(
+                f"{folder}: the sweep's folder cannot be written ({error.strerror}). Name another with --dir."
+            ) from error
 
     @property
     def size(self) -> int:

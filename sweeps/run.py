@@ -136,7 +136,7 @@ def _go_on(config: SweepConfig, ledger: Ledger, view: SweepView, *, accept_chang
         "resumed",
         versions=versions(),
         git=git_revision(),
-        accepted=changes,
+        accepted=changes or (["data: as the hosts read it from here on"] if accept_changes else []),
         config=config.model_dump(mode="json"),
     )
     return _drive(config, ledger)

@@ -76,6 +76,8 @@ class SimulatedHost:
         saved: Checkpoints of an earlier process: step by trial.
     """
 
+    data = "sha256:data"
+
     def __init__(
         self,
         slots: int,
@@ -106,7 +108,7 @@ class SimulatedHost:
         step = self._saved.get(task.fingerprint, 0)
         self.admitted.append((task.fingerprint, step))
         self._running[task.fingerprint] = (task, step)
-        return "sha256:data"
+        return self.data
 
     def withdraw(self, trial: str) -> None:
         self._running.pop(trial, None)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from replora.errors import ConfigError, LedgerError, TrackingError
+from replora.errors import ConfigError, DataError, LedgerError, MachineError, TrackingError
 from sweeps import backend, continuing
 from sweeps.config import SweepConfig
 from sweeps.ledger import LEDGER_NAME, Ledger, read_ledger, read_lines
@@ -302,3 +302,39 @@ def test_a_warm_start_is_told_at_its_start(
     result = run_sweep(local(search=search), tmp_path / "new")
     assert "6 configurations of before told to the searcher\n" in capsys.readouterr().err
     assert result.view.warm[0]["folder"] == str(sweep_folder)
+
+
+def test_a_folder_that_cannot_be_written_is_named(sweep_folder: Path) -> None:
+    (sweep_folder / "file").write_text("")
+    with pytest.raises(MachineError, match=r"file: the sweep's folder cannot be written"):
+        run_sweep(local(), sweep_folder / "file")
+
+
+def test_changed_data_is_refused_until_it_is_accepted(
+    sweep_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(sweep_folder, local(), monkeypatch)
+    monkeypatch.setattr(SimulatedHost, "data", "sha256:other")
+    before = raw(sweep_folder)
+    with pytest.raises(DataError, match=r"sha256:other instead of sha256:data(.|\n)*--accept-changes"):
+        resume_sweep(sweep_folder)
+    assert b"sha256:other" not in raw(sweep_folder)[len(before) :]
+    view = resume_sweep(sweep_folder, accept_changes=True).view
+    assert view.closed == "done"
+    assert view.data == "sha256:other"
+
+
+def test_a_clock_that_goes_backwards_changes_no_answer(
+    sweep_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moments = iter(range(10**9, 0, -1000))
+    monkeypatch.setattr("sweeps.ledger.time.time", lambda: float(next(moments)))
+    view = run_sweep(local(), sweep_folder).view
+    assert {trial.state for trial in view.trials.values()} == {"finished"}
+
+
+def test_two_resumes_at_once_are_one(sweep_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted(sweep_folder, local(), monkeypatch)
+    with Ledger.open(sweep_folder), pytest.raises(LedgerError, match="another process drives this sweep"):
+        resume_sweep(sweep_folder)
+    assert resume_sweep(sweep_folder).view.closed == "done"

@@ -1,0 +1,72 @@
+"""What a user can get wrong, through the command line: a status, one clean message, and no traceback."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SWEEP = "name: s\nspace: {optim.lr: {values: [0.001]}}\n"
+CASES: dict[str, tuple[str, str, list[str], int, str]] = {
+    # verb, content of in.yaml, further words, status, a part of the message
+    "unknown key": ("show", "method: {name: lora, rnk: 2}\n", [], 2, "rank"),
+    "unknown method": ("show", "method: lroa\n", [], 2, "Did you mean lora?"),
+    "unknown backbone": ("show", "backbone: vit-digit\n", [], 2, "vit-digits"),
+    "unknown task": ("show", "task: digit\n", [], 2, "digits"),
+    "rank above width": ("show", "method: {name: lora, rank: 65}\n", [], 2, "rank"),
+    "rank zero": ("show", "method: {name: lora, rank: 0}\n", [], 2, "rank"),
+    "not YAML": ("show", "a: [1\n", [], 2, "in.yaml"),
+    "not text": ("show", "\x00\x01", [], 2, "in.yaml"),
+    "no mapping": ("show", "- 1\n", [], 2, "in.yaml"),
+    "bad override": ("show", "{}\n", ["optim.lrr=1"], 2, "optim.lr"),
+    "micro-batch": ("show", "train: {batch: 16, micro_batch: 3}\n", [], 2, "must divide"),
+    "no space": ("sweep", "name: s\n", [], 2, "space"),
+    "unknown space key": ("sweep", "name: s\nspace: {optim.lrr: {values: [1]}}\n", [], 2, "optim.lr"),
+    "wrong space value": ("sweep", "name: s\nspace: {optim.lr: {values: [-1]}}\n", [], 2, "optim.lr"),
+    "a name that is a path": ("sweep", SWEEP.replace("s\n", "../s\n", 1), [], 2, "name"),
+    "a folder that cannot be": ("sweep", SWEEP, ["--in-process", "--dir", "/proc/none/s"], 3, "/proc/none/s"),
+    "a folder that is a file": ("sweep", SWEEP, ["--in-process", "--dir", "in.yaml"], 3, "in.yaml"),
+}
+
+
+def replora(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "replora", *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+
+
+def assert_clean(done: subprocess.CompletedProcess[str], status: int, words: str) -> None:
+    assert "Traceback" not in done.stderr
+    assert done.returncode == status, done.stderr
+    assert words in done.stderr
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) < 12, done.stderr
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_mistake_in_a_file_is_one_message(tmp_path: Path, name: str) -> None:
+    verb, content, more, status, words = CASES[name]
+    (tmp_path / "in.yaml").write_text(content)
+    before = (tmp_path / "in.yaml").read_bytes()
+    assert_clean(replora(tmp_path, verb, "in.yaml", *more), status, words)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.yaml"]
+    assert (tmp_path / "in.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (["show", "missing.yaml"], 2, "missing.yaml"),
+        (["resume", "missing"], 2, "not a sweep's folder"),
+        (["best", "missing"], 2, "not a sweep's folder"),
+        (["sweep", "smoek"], 2, "Did you mean smoke?"),
+        (["swep"], 2, "sweep"),
+    ],
+    ids=["show", "resume", "best", "sweep", "verb"],
+)
+def test_what_is_not_there_is_one_message(
+    tmp_path: Path, words: list[str], status: int, message: str
+) -> None:
+    assert_clean(replora(tmp_path, *words), status, message)
+    assert list(tmp_path.iterdir()) == []
