@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from replora.commands.listing import LS
 from replora.commands.paper import PAPER
-from replora.commands.running import EVAL, EXPORT, TRAIN
+from replora.commands.running import EVAL, EXPORT, IMPORT, TRAIN
 from replora.commands.showing import SHOW
 from replora.verbs import Verb
 
 __all__ = ["VERBS"]
 
-VERBS: tuple[Verb, ...] = (LS, SHOW, TRAIN, EVAL, EXPORT, PAPER)
+VERBS: tuple[Verb, ...] = (LS, SHOW, TRAIN, EVAL, EXPORT, IMPORT, PAPER)

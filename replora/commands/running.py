@@ -1,4 +1,4 @@
-"""`replora train`, `eval` and `export`: one run from start to hand-over."""
+"""`replora train`, `eval`, `export` and `import`: one run from start to hand-over."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from replora.errors import CheckpointError
 from replora.train.events import Event, Reported
 from replora.verbs import Answer, Verb
 
-__all__ = ["EVAL", "EXPORT", "TRAIN"]
+__all__ = ["EVAL", "EXPORT", "IMPORT", "TRAIN"]
 
 
 def _configure_train(parser: argparse.ArgumentParser) -> None:
@@ -107,6 +107,21 @@ def _export(options: argparse.Namespace) -> Answer:
     return Answer(document, f"Exported as {options.form}: {options.out}")
 
 
+def _configure_import(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("peft_dir", type=Path, metavar="PEFT_DIR", help="what save_pretrained wrote")
+    add_run_arguments(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder of a run")
+
+
+def _import(options: argparse.Namespace) -> Answer:
+    run = run_of(options)
+    from replora.methods.exchange.folders import import_peft
+
+    import_peft(options.peft_dir, run, options.out)
+    document = {"peft_dir": str(options.peft_dir), "run_dir": str(options.out)}
+    return Answer(document, f"Imported: {options.out}. `replora eval {options.out}` evaluates it.")
+
+
 def _require_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise CheckpointError(
@@ -122,3 +137,4 @@ def _metrics(metrics: Mapping[str, float]) -> str:
 TRAIN = Verb("train", "train one run", _configure_train, _train, spends=True)
 EVAL = Verb("eval", "evaluate a finished run on a split", _configure_eval, _evaluate)
 EXPORT = Verb("export", "write a finished run's adapter for other programs", _configure_export, _export)
+IMPORT = Verb("import", "make a run's folder of an adapter of PEFT", _configure_import, _import)

@@ -348,6 +348,20 @@ def test_export_writes_the_folder_that_it_names(replora: Replora, trained: Path,
     assert (out_dir / "adapter_config.json").is_file()
 
 
+def test_import_makes_a_run_that_evaluates_like_the_one_it_was_exported_from(
+    replora: Replora, trained: Path, tmp_path: Path
+) -> None:
+    answer = json.loads((trained / "answer.json").read_text())
+    peft, back = str(tmp_path / "peft"), str(tmp_path / "back")
+    assert replora("export", str(trained), "--as", "peft", "--out", peft)[0] == 0
+    status, out, err = replora("import", peft, RECIPE, "backbone.weights=random", "--out", back, "--json")
+    assert status == 0, err
+    assert json.loads(out) == {"peft_dir": peft, "run_dir": back}
+    found = json.loads(replora("eval", back, "--json")[1])["metrics"]
+    assert found["accuracy"] == pytest.approx(answer["metrics"]["accuracy"])
+    assert replora("import", str(tmp_path / "none"), RECIPE, "--out", str(tmp_path / "other"))[0] == 2
+
+
 def test_folder_of_another_run_is_refused(replora: Replora, trained: Path) -> None:
     status, _, err = replora("train", RECIPE, "seed=9", "--dir", str(trained))
     assert status == 1
