@@ -19,6 +19,8 @@ from benchmarks._saved import saved_bytes
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 OWN = (
     "calibration",
+    "gpu_packs",
+    "gpu_throughput",
     "makespan",
     "methods",
     "pack_memory",
@@ -49,6 +51,8 @@ def quick_rows(name: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("benchmark", "names"),
     [
+        ("gpu_packs", {"K2-32"}),
+        ("gpu_throughput", {"tiny-vs-lora", "tiny-vs-dora"}),
         ("trial_switch", {"withdraw-admit", "finish-admit"}),
         ("pack_memory", {"growth", "vs-eight-bases"}),
         ("planner_choice", {"digits-b4"}),
