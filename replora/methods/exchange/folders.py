@@ -1,10 +1,10 @@
 """Adapters for other programs: plain LoRA folders that stock PEFT opens, and merged weights.
 
-A low-rank update of a slice of a fused qkv becomes part of one LoRA
-on the whole linear: A stacks the targets' A, B has their B as blocks on its diagonal rows, and alpha
-grows with the rank, so the product is the same to the last bit of the format. A decomposed update becomes
-PEFT's DoRA: its magnitudes belong to single output rows, so those outside the targets are their own norms,
-and what tau does to a trained adapter is part of the magnitude.
+A low-rank update of a slice of a fused qkv becomes part of one LoRA on the whole linear: A stacks the
+targets' A, B has their B as blocks on its diagonal rows, and alpha grows with the rank, so the product is
+the same to the last bit of the format. A decomposed update becomes PEFT's DoRA: its magnitudes belong to
+single output rows, so those outside the targets are their own norms, and what tau does to a trained adapter
+is part of the magnitude.
 """
 
 from __future__ import annotations
