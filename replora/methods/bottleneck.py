@@ -177,7 +177,7 @@ class BottleneckAdaptation:
 
     def _shares(self, tensor: Tensor) -> Sequence[Tensor]:
         """A tensor `[K, L, ...]` in the base's type as L tensors `[K, ...]`."""
-        return self._seam.cut(tensor.to(self._dtype)).unbind(1)
+        return [self._seam.cut(share) for share in tensor.to(self._dtype).unbind(1)]
 
 
 def _scaled(tensor: Tensor, adapters: Sequence[AdapterMethod]) -> Tensor:

@@ -140,8 +140,8 @@ class PrefixAdaptation:
     def _per_block(self, made: Tensor, group: Group) -> Sequence[Tensor]:
         """`[K, L, P, H * D]` in the base's type as L tensors `[K, H, P, D]`."""
         heads = self._heads[group.blocks[0]]
-        cut = self._seam.cut(made.to(self._dtype))
-        return tuple(cut.unflatten(3, (heads, -1)).transpose(2, 3).unbind(1))
+        shares = [self._seam.cut(share) for share in made.to(self._dtype).unbind(1)]
+        return [share.unflatten(2, (heads, -1)).transpose(1, 2) for share in shares]
 
 
 def _prefix(method: MethodConfig) -> PrefixMethod:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from replora.config import RunConfig
+from replora.config import AdapterMethod, PrefixMethod, RunConfig
 from replora.models.base import Target
 from replora.tasks.load import load_task
 from replora.train.engine import load_base
@@ -71,6 +71,22 @@ def test_recomputed_passes_change_no_number(kind: str, request: Any, tmp_path: P
     assert {key: {n: v for n, v in each.items() if n not in strip} for key, each in again.items()} == {
         key: {n: v for n, v in each.items() if n not in strip} for key, each in kept.items()
     }
+
+
+@pytest.mark.parametrize("kind", ["llama", "vit"])
+@pytest.mark.parametrize(
+    "method", [AdapterMethod(dropout=0.3), PrefixMethod(tokens=3, made="mlp", hidden=7)], ids=lambda m: m.name
+)
+def test_recomputed_adapters_and_prefixes_change_no_number(
+    kind: str, method: AdapterMethod | PrefixMethod, request: Any, tmp_path: Path
+) -> None:
+    config = request.getfixturevalue(kind).model_copy(update={"method": method})
+    kept = trained(config, tmp_path / "kept")["reports"]
+    again = trained(with_engine(config, recompute=True), tmp_path / "again")["reports"]
+    assert kept.keys() == again.keys()
+    for key, metrics in kept.items():
+        assert again[key]["val_loss"] == metrics["val_loss"]
+        assert again[key]["train_loss"] == metrics["train_loss"]
 
 
 def test_dropout_matters_to_the_equality(llama: RunConfig, tmp_path: Path) -> None:
