@@ -125,7 +125,8 @@ def _overview(verbs: dict[str, Verb]) -> str:
 
 def _print(answer: Answer, as_json: bool) -> None:
     text = json.dumps(_finite(answer.document), allow_nan=False) if as_json else answer.text
-    if text:
+    follows = os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0"
+    if text and not follows:  # under torchrun, rank 0 answers for all
         sys.stdout.write(text.rstrip("\n") + "\n")
         sys.stdout.flush()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,8 +40,6 @@ def _train(options: argparse.Namespace) -> Answer:
         )
         document = {"run_dir": str(folder), "dry_run": True, "test": test, **facts}
         return Answer(document, f"{describe_text(facts)}\n{plan}")
-    if int(os.environ.get("RANK", "0")):  # under torchrun: rank 0 answers
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     from replora.train.loop import train
 
     result = train(config, folder, test=test, on_event=_progress)

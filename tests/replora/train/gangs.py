@@ -79,3 +79,36 @@ def dying(config: RunConfig, folder: Path, test: bool, say: Say) -> None:
         time.sleep(0.2)
         os.kill(os.getpid(), signal.SIGKILL)
     ranks.total(torch.zeros(1))
+
+
+def loading(config: RunConfig, folder: Path, test: bool, say: Say) -> None:
+    """Loads the base at stage 3; says by how many bytes this process's own memory grew, now and at most."""
+    del folder, test
+    from replora.train import engine
+
+    engine._sharer(config)  # imports DeepSpeed and starts it
+    import transformers.models.llama.modeling_llama  # noqa: F401 - what it takes does not count
+
+    before, most = own_bytes(), 0
+    kept = engine._sharer
+
+    def watching(run: RunConfig) -> Callable[[Any], None]:
+        share = kept(run)
+
+        def watched(parameter: Any) -> None:
+            nonlocal most
+            most = max(most, own_bytes())
+            share(parameter)
+            most = max(most, own_bytes())
+
+        return watched
+
+    engine._sharer = watching
+    base = load_base(config, "cpu")
+    say((own_bytes() - before, most - before, base.name))
+
+
+def own_bytes() -> int:
+    """Memory of this process that it shares with no file."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith("RssAnon")))

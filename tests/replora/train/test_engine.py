@@ -16,7 +16,16 @@ from replora.train.checkpoint import read_checkpoint
 from replora.train.engine import base_json, slot_json
 from replora.train.gang import run_ranks
 from tests.replora.tiny_llama import save_commonsense, save_tiny_llama
-from tests.replora.train.gangs import STAGES, dying, every_stage, resaved, slots, trained, with_engine
+from tests.replora.train.gangs import (
+    STAGES,
+    dying,
+    every_stage,
+    loading,
+    resaved,
+    slots,
+    trained,
+    with_engine,
+)
 
 TOLERANCE = 1e-4  # relative, of losses: the aim of the engine
 
@@ -151,3 +160,19 @@ def test_a_killed_rank_ends_the_run_and_is_named(config: RunConfig, tmp_path: Pa
 def test_a_pack_for_more_ranks_than_there_are_is_refused(config: RunConfig, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"engine\.ranks must be 1"):
         trained(with_engine(config, ranks=2), tmp_path)
+
+
+def test_a_rank_never_holds_more_than_its_share_and_one_tensor(config: RunConfig, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 6, "vocab_size": 8000}
+    save_tiny_llama(tmp_path / "llama", **sizes)
+    files = (tmp_path / "llama").glob("*.safetensors")
+    tensors = [each.numel() * each.element_size() for file in files for each in load_file(file).values()]
+    backbone = config.backbone.model_copy(update={"name": f"hf/{tmp_path / 'llama'}"})
+    run = with_engine(config.model_copy(update={"backbone": backbone}), ranks=2, zero=3)
+    heard: list[Any] = []
+    run_ranks(loading, run, tmp_path, False, heard.append)
+    [(grown, most, _)] = heard
+    slack = 12 * 2**20  # the tree of modules and the allocator's own
+    assert sum(tensors) > 80 * 2**20
+    assert grown < sum(tensors) / 2 + slack
+    assert most < sum(tensors) / 2 + max(tensors) + slack
