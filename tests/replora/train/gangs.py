@@ -103,7 +103,7 @@ def loading(config: RunConfig, folder: Path, test: bool, say: Say) -> None:
 
         return watched
 
-    engine._sharer = watching
+    vars(engine)["_sharer"] = watching
     base = load_base(config, "cpu")
     say((own_bytes() - before, most - before, base.name))
 
