@@ -3,7 +3,7 @@
 DeepSpeed knows one optimizer, one clipping norm, one step count and a fixed set of parameters; a pack has K
 of each, and they come and go. So every slot has a DeepSpeed engine of its own over one flat vector, its
 row of the pack, with the slot's own clipping; and the base, which never trains, has one for each private
-module tree that reads it (docs/decisions/0008-a-deepspeed-engine-per-slot.md). A gradient is handed over
+module tree that reads it (docs/decisions/0010-a-deepspeed-engine-per-slot.md). A gradient is handed over
 once per step, after all micro-batches, as the gradient of `sum(values * gradient)`.
 """
 
