@@ -15,7 +15,7 @@ from replora.config import (
 )
 from replora.faults import Fault, config_error
 from replora.models import BACKBONES
-from replora.models.shapes import shapes_of
+from replora.models.shapes import BART, VIDEO_SWIN, shapes_of
 from replora.parameters import TargetLike
 from replora.verbs import nearest
 
@@ -67,6 +67,9 @@ def engine_faults(config: RunConfig) -> Iterator[Fault]:
         yield Fault(("engine", "ranks"), text, hint)
     if engine.zero and train.precision == "fp64":
         text = "engine.zero must be 0 where train.precision is fp64: DeepSpeed keeps its copies in fp32."
+        yield Fault(("engine", "zero"), text)
+    if engine.zero == 3 and config.backbone.name in (*BART, *VIDEO_SWIN):
+        text = f"engine.zero must be at most 2 for {config.backbone.name}: stage 3 was not tested with it."
         yield Fault(("engine", "zero"), text)
     if engine.zero == 3 and getattr(config.method, "composition", "additive") != "additive":
         name = config.method.name
