@@ -102,8 +102,7 @@ class TorturedSweep:
         self._process.kill()
         self._process.wait()
         self._remember()
-        ledger = self.folder / LEDGER_NAME
-        begun = ledger.exists() and b"\n" in ledger.read_bytes()
+        begun = _has_begun(self.folder)
         self._process = self._start("resume", str(self.folder)) if begun else self._begin()
 
     def _kill_host(self) -> None:
@@ -234,9 +233,15 @@ def _redone(
     return [max(0, steps) for steps in found]
 
 
+def _has_begun(folder: Path) -> bool:
+    """Whether the ledger has a whole line; before that there is nothing to resume."""
+    ledger = folder / LEDGER_NAME
+    return ledger.exists() and b"\n" in ledger.read_bytes()
+
+
 def _steps(folder: Path) -> dict[str, tuple[str, int]]:
     """Host and steps of every trial that runs, as far as the ledger knows."""
-    if not (folder / LEDGER_NAME).exists():
+    if not _has_begun(folder):
         return {}
     trials = read_ledger(folder).trials.items()
     return {name: (trial.host, trial.step) for name, trial in trials if trial.state == "running"}
