@@ -64,6 +64,8 @@ class RemoteHost:
         self._ranks, self._share = plan.ranks, share
         self._bundles: Bundles | None = None
         self._actor: Any = None
+        self._starts = 0
+        self._up: Any = None
         #: Each is ready when a rank other than 0 has ended: its actor by its answer, which never comes.
         self._followers: dict[Any, Any] = {}
         self._unsent: list[Command] = []
@@ -73,13 +75,26 @@ class RemoteHost:
         """Whether it was started and nothing is known of its death."""
         return self._actor is not None
 
+    @property
+    def ready(self) -> bool:
+        """Whether trials should be given to it now.
+
+        The first processes of a sweep are sure to come, and take trials before they are up. One that was
+        started again may wait for a machine that has gone, while other hosts have room.
+        """
+        if self.alive and self._up is not None and ray.wait([self._up], timeout=0)[0]:
+            self._up = None
+        return self.alive and (self._starts == 1 or self._up is None)
+
     def start(self) -> None:
         """Starts a fresh process; what it imports and loads costs the driver no time."""
         self._unsent = []
+        self._starts += 1
         if self._ranks == 1:
             self._actor = self._actor_class.remote(*self._arguments)
         else:
             self._start_ranks()
+        self._up = self._actor.__ray_ready__.remote()
         self._open_poll()
 
     def _start_ranks(self) -> None:
@@ -127,7 +142,7 @@ class RemoteHost:
         if self._bundles is not None:
             self._bundles.release()
         self._bundles, self._followers = None, {}
-        self._actor, self.poll, self._unsent = None, None, []
+        self._actor, self.poll, self._up, self._unsent = None, None, None, []
 
     def ask_to_stop(self, timeout_s: float) -> Any:
         """A reference that is ready when the loop has ended."""

@@ -71,13 +71,14 @@ class SlotActorManager:
 
     @property
     def vacant(self) -> int:
-        """Slots that no running, waiting or reserved trial will take."""
-        return sum(self._room(host) for host in self._hosts) - self.num_pending_actors - self._reserved
+        """Slots that no running, waiting or reserved trial will take; a host that comes up has none yet."""
+        room = sum(self._room(host) for host in self._hosts if host.ready or not host.alive)
+        return room - self.num_pending_actors - self._reserved
 
     @property
     def has_empty_host(self) -> bool:
         """Whether a host without trials is left for one that must be alone."""
-        empty = sum(not self._on(host) for host in self._hosts)
+        empty = sum(not self._on(host) for host in self._hosts if host.ready or not host.alive)
         return empty > self.num_pending_actors + self._reserved
 
     def reserve(self) -> None:
@@ -210,8 +211,6 @@ class SlotActorManager:
         return started
 
     def _start(self, tracked: TrackedActor, task: Task, host: RemoteHost) -> None:
-        if not host.alive:
-            host.start()
         slot = _Slot(tracked, task, host)
         self._live[tracked] = self._running[slot.key] = slot
         host.command(Admit(task))
@@ -219,9 +218,12 @@ class SlotActorManager:
             tracked._on_start(tracked)  # Tune marks the trial as running and asks for its first report
 
     def _host_for(self, task: Task) -> RemoteHost | None:
-        """The host with the most room; a dead one (it must start anew) only when no other has any."""
+        """The host with the most room; where none has any, a dead one is started, for later."""
         free = [host for host in self._hosts if self._room(host) and not (task.alone and self._on(host))]
-        return max(free, key=lambda host: (host.alive, self._room(host)), default=None)
+        ready = [host for host in free if host.ready]
+        if not ready and (dead := [host for host in free if not host.alive]):
+            dead[0].start()
+        return max(ready, key=self._room, default=None)
 
     def _room(self, host: RemoteHost) -> int:
         """Trials that a host can take: by its slots, by what memory allows, and beside those it has."""

@@ -150,6 +150,25 @@ def test_a_killed_host_loses_its_trials_only_for_a_while(sweep: Sweep) -> None:
     assert {director.attempts[trial] for trial in neighbours} == {1}
 
 
+def test_a_lost_trial_does_not_wait_for_a_host_that_cannot_start(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sweeps.ray_backend.hosts import RemoteHost
+
+    original = RemoteHost.start
+
+    def start(self: Any) -> None:
+        if self._starts:  # the machine that it stood on is gone
+            self._actor_class = self._actor_class.options(num_cpus=1000)
+        original(self)
+
+    monkeypatch.setattr(RemoteHost, "start", start)
+    director = sweep("kill", *names("t", 3), slots=1)
+    assert director.ended(Finished) == {"kill", *names("t", 3)}
+    assert director.attempts["kill"] == 2
+    assert len(set(director.hosts["kill"])) == 2
+
+
 def test_a_lost_trial_goes_on_from_its_checkpoint(sweep: Sweep) -> None:
     director = sweep("kill", hosts=1, slots=1)
     assert director.attempts == {"kill": 2}
