@@ -11,7 +11,7 @@ from cluster.hardware import load_hardware
 from cluster.memory import GIB, Offload, trained_parameters
 from cluster.planner import Candidate, Pins, Plan, count, plan
 from replora.commands.showing import add_run_arguments, run_of
-from replora.config import EngineConfig, RunConfig
+from replora.config import RunConfig
 from replora.errors import ConfigError
 from replora.verbs import Answer, Verb, table
 
@@ -34,7 +34,7 @@ def plan_document(config: RunConfig, found: Plan) -> dict[str, Any]:
         "model_gib": round(memory.model / GIB, 2),
         "host_gib": round(memory.host / GIB, 2),
         "parts_gib": {name: round(value / GIB, 3) for name, value in memory.parts().items()},
-        "not_offered": not_offered(found.chosen),
+        "engine": engine_of(found.chosen),
         "trials_at_once": found.trials_at_once,
         "considered": [candidate.row() for candidate in found.considered],
     }
@@ -100,19 +100,24 @@ def plan_text(config: RunConfig, found: Plan) -> str:
         lines.append(f"The reserve is calibrated: the allocator keeps {hardware.kept:.0%} of a pass on top.")
     if chosen.memory.host:
         lines.append(f"Needs {chosen.memory.host / GIB:.1f} GiB of the host's memory for each GPU.")
-    if missing := not_offered(chosen):
-        lines.append(f"Planned only: a run of this version cannot ask for {' or '.join(missing)} yet.")
+    if (engine := engine_of(chosen)) != config.engine.model_dump():
+        words = " ".join(f"engine.{key}={str(value).lower()}" for key, value in engine.items())
+        lines.append(f"To train like this: train.micro_batch={chosen.setting.micro_batch} {words}")
     rows = [{**each.row(), "fits": "yes" if each.fits else "no"} for each in found.considered]
     rows = [{**row, "recompute": "yes" if row["recompute"] else "no"} for row in rows]
     return "\n".join([*lines, "", table(rows, _COLUMNS)])
 
 
-def not_offered(candidate: Candidate) -> list[str]:
-    """What a setting needs and no field of a run's engine can ask for."""
-    needs = {"recompute": candidate.setting.recompute, "zero": candidate.setting.stage > 0}
-    words = {"recompute": "recomputed activations", "zero": "ZeRO"}
-    offered = EngineConfig.model_fields
-    return [words[name] for name, needed in needs.items() if needed and not any(name in f for f in offered)]
+def engine_of(candidate: Candidate) -> dict[str, object]:
+    """The section `engine` of a run that is trained as planned."""
+    setting = candidate.setting
+    ranks = setting.ranks if setting.stage else 1
+    return {
+        "ranks": ranks,
+        "zero": setting.stage,
+        "offload": setting.offload,
+        "recompute": setting.recompute,
+    }
 
 
 def _sentence(candidate: Candidate) -> str:

@@ -18,8 +18,10 @@ from cluster.hardware import Hardware, load_hardware, profile_names
 from cluster.memory import GIB, Setting, memory_of
 from cluster.planner import Pins, Plan, plan
 from cluster.planning import plan_document, plan_text
+from replora.compose import find_run
 from replora.config import FullMethod, LinearProbeMethod, LoraMethod, MethodConfig, ReploraMethod, RunConfig
 from replora.errors import ConfigError, PlanError
+from replora.load import load_run
 from tests.cluster.anatomies import LLAMA_7B, LLAMA_13B
 
 ROOT = Path(__file__).parents[2]
@@ -258,3 +260,18 @@ def test_known_llamas_are_planned_by_their_names() -> None:
         found = anatomy_of(config)
         assert list(found.targets) == list(anatomy.targets)
         assert vars(found) == {**vars(anatomy), "tokens": 256, "targets": found.targets}
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_what_the_text_says_to_set_makes_a_valid_run(name: str) -> None:
+    recipe = find_run("llama-13b-commonsense-replora")
+    try:
+        found = plan(load_run(recipe), load_hardware(name))
+    except PlanError:
+        assert name == "cpu", "13B fits every profile with GPUs"
+        return
+    said = [line for line in plan_text(load_run(recipe), found).splitlines() if line.startswith("To train")]
+    run = load_run(recipe, said[0].partition(": ")[2].split() if said else [])
+    assert run.train.micro_batch in (found.chosen.setting.micro_batch, None)
+    assert run.engine.zero == found.chosen.setting.stage
+    assert run.engine.recompute == found.chosen.setting.recompute
