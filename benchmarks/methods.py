@@ -12,6 +12,7 @@ Rows (ratio = ours / peer):
     <base>-<method>-activations   bytes that autograd keeps for the backward pass: lora at most 1.00, replora
                                   1.01, dora and doran 0.75, hora and adapter 1.01, prefix 1.00
     <base>-inference-replora      forward pass with RepLoRA over one with LoRA, both ours: at most 1.01
+    <base>-inference-hora         the same with HoRA: at most 1.01
     <base>-inference-merged       forward pass of merged weights over the bare base: at most 1.01
 """
 
@@ -155,6 +156,7 @@ def inference_rows(case: Case, repeats: int) -> list[Row]:
     times = measured(
         {
             "replora": forward_pass(case, config.method, batch),
+            "hora": forward_pass(case, HoraMethod(rank=RANK), batch),
             "lora": forward_pass(case, LoraMethod(rank=RANK), batch),
             "merged": torch.inference_mode()(lambda: features(merged, batch)),
             "base": torch.inference_mode()(lambda: features(base, batch)),
@@ -164,6 +166,7 @@ def inference_rows(case: Case, repeats: int) -> list[Row]:
     start, unit = f"{case.name}-inference", "CPU ms per forward pass"
     return [
         row(f"{start}-replora", times["replora"], times["lora"], unit, 1.01),
+        row(f"{start}-hora", times["hora"], times["lora"], unit, 1.01),
         row(f"{start}-merged", times["merged"], times["base"], unit, 1.01),
     ]
 

@@ -34,7 +34,7 @@ METHODS = {
     f"llama-30m-{method}-{what}"
     for method in ("lora", "replora", "dora", "doran", "hora", "adapter", "prefix")
     for what in ("time", "activations")
-} | {"llama-30m-inference-replora", "llama-30m-inference-merged"}
+} | {f"llama-30m-inference-{what}" for what in ("replora", "hora", "merged")}
 FIELDS = {"name", "ours", "peer", "unit", "ratio", "aim", "device"}
 
 

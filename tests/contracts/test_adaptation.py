@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from replora.config import ComposedMethod, MethodConfig, PrefixMethod, RunConfig
-from replora.methods.folder import load_adapter
+from replora.methods.bake import merge
+from replora.methods.folder import SavedAdapter, load_adapter
 from replora.methods.layout import Layout, cover
 from replora.models.base import Backbone
 from replora.tasks.base import Task
@@ -144,6 +145,32 @@ def test_padding_gets_no_gradient(method: MethodConfig) -> None:
         assert grad is not None
         grad[0][tuple(slice(0, size) for size in shape)] = 0.0
         assert not grad.any(), f"{name}: a gradient beyond {shape}"
+
+
+@low_rank
+def test_two_adapters_on_one_base_do_not_see_each_other(method: MethodConfig) -> None:
+    config = run(method)
+    backbone, task = base(config)
+    first, second, batch = SlotModel(backbone, task, config), SlotModel(backbone, task, config), images(task)
+    mine, theirs = perturbed(first, config), perturbed(second, config, seed=2)
+    before = outputs(first, config, mine, batch)
+    other = outputs(second, config, theirs, batch)
+    with torch.no_grad():
+        again = first.forward(batch, first.one(mine, method))[0]  # bound before the second was prepared
+    assert torch.equal(again, before)
+    assert not torch.allclose(other, before)
+
+
+@low_rank
+def test_dropping_a_merged_copy_leaves_every_bit_of_the_base(method: MethodConfig) -> None:
+    config = run(method)
+    backbone, task = base(config)
+    before = {name: each.clone() for name, each in backbone.model.state_dict().items()}
+    moved = perturbed(SlotModel(backbone, task, config), config)
+    merged = merge(SavedAdapter(config, backbone.fingerprint, task.head_width, moved), backbone)
+    after = backbone.model.state_dict()
+    assert all(torch.equal(after[name], each) for name, each in before.items())
+    assert not all(torch.equal(each, before[name]) for name, each in merged.state_dict().items())
 
 
 @sized

@@ -12,7 +12,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from replora.config import (
+    DoraMethod,
+    DoranMethod,
     FullMethod,
+    HoraMethod,
     LinearProbeMethod,
     LoraMethod,
     MethodConfig,
@@ -35,6 +38,10 @@ METHODS: dict[str, MethodConfig] = {
     "lora-dropout": LoraMethod(rank=4, dropout=0.1),
     "replora": ReploraMethod(rank=4, hidden=8),
     "replora-plain": ReploraMethod(rank=4, hidden=8, plain_targets=("key", "gate", "up", "down", "output")),
+    "dora": DoraMethod(rank=4, targets=("query", "value", "down")),
+    "doran": DoranMethod(rank=4, hidden=8),
+    "hora": HoraMethod(rank=4, hidden=8),
+    "hora-unshared": HoraMethod(rank=4, hidden=8, shared=False, composition="weight-decomposed"),
     "full": FullMethod(),
 }
 LOW_RANK = {name: method for name, method in METHODS.items() if name != "full"}

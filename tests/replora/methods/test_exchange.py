@@ -48,7 +48,8 @@ LOW_RANK: dict[str, MethodConfig] = {
     "replora-plain": ReploraMethod(rank=3, hidden=5, plain_targets=("key", "up")),
     "dora": DoraMethod(rank=3, targets=("query", "value", "output", "down")),
     "doran": DoranMethod(rank=3, hidden=5),
-    "hora": HoraMethod(rank=3, hidden=5),
+    "hora": HoraMethod(rank=3, hidden=5, plain_targets=("up",)),
+    "hora-noised": HoraMethod(rank=3, hidden=5, composition="noised"),
     "replora-decomposed": ReploraMethod(
         rank=3, hidden=5, composition="weight-decomposed", plain_targets=("key", "up")
     ),
