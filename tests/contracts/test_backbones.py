@@ -260,7 +260,7 @@ def test_packed_equals_solo(base: Base, method: MethodConfig, tmp_path: Path) ->
     assert solo[-4:].mean() < solo[:4].mean()
 
 
-@pytest.mark.parametrize("name", [name for name in SIZED if name != "replora-model"])
+@pytest.mark.parametrize("name", SIZED)
 def test_count_without_torch_equals_what_a_slot_trains(base: Base, name: str) -> None:
     backbone, task = base
     method = METHODS[name]

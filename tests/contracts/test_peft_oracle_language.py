@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +34,8 @@ def peft_model(backbone: Backbone, start: SavedAdapter, method: Method) -> nn.Mo
         target_modules=list(TARGETS.values()),
         use_dora=isinstance(method, DoraMethod),
     )
-    wrapped = get_peft_model(copy.deepcopy(backbone.model), config, autocast_adapter_dtype=False)  # type: ignore[arg-type]
+    model: Any = copy.deepcopy(backbone.model)
+    wrapped: Any = get_peft_model(model, config, autocast_adapter_dtype=False)
     state = dict(wrapped.named_parameters())
     with torch.no_grad():
         for target in bake(start, backbone):
