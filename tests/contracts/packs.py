@@ -38,6 +38,8 @@ METHODS: dict[str, MethodConfig] = {
     "replora": ReploraMethod(rank=4, hidden=8),
     "replora-unshared": ReploraMethod(rank=4, hidden=8, shared=False),
     "replora-dense": ReploraMethod(rank=4, hidden=8, seed="dense", activation="tanh"),
+    "replora-relu": ReploraMethod(rank=4, hidden=24, activation="relu", targets=("value", "down")),
+    "replora-identity": ReploraMethod(rank=4, hidden=8, activation="identity", targets=("query", "output")),
     "replora-model": ReploraMethod(rank=4, hidden=8, scope="model"),
     "replora-zero-a": ReploraMethod(rank=4, hidden=8, zero_side="A"),
     "replora-plain-key": ReploraMethod(rank=4, hidden=8, plain_targets=("key", "up")),
