@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,16 @@ def sweep(session: Any, folder: Path, *names: str, ranks: int = 2) -> ScriptedDi
     return director
 
 
+def wait_until_free(cpus: float) -> None:
+    """Ray takes a moment to count what an earlier host has given back."""
+    import ray
+
+    end = time.monotonic() + 30
+    while ray.available_resources().get("CPU", 0.0) < cpus:
+        assert time.monotonic() < end, "an earlier host still holds its place"
+        time.sleep(0.05)
+
+
 def test_a_gang_that_loses_a_rank_goes_on_as_a_fresh_one(session: Any, tmp_path: Path) -> None:
     director = sweep(session, tmp_path, "lame", "t-0", "prune-0")
     assert director.ended(Finished) == {"lame", "t-0"}
@@ -46,6 +57,7 @@ def test_ranks_that_find_no_place_are_an_error_that_says_what_is_free(
     from sweeps.ray_backend import gangs
 
     monkeypatch.setattr(gangs, "_PLACE_S", 0.5)
+    wait_until_free(2)
     with pytest.raises(
         MachineError, match=r"3 ranks of a host found no place .* 1 CPU on one node, and 2 CPU"
     ):

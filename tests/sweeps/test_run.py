@@ -313,7 +313,7 @@ def test_a_folder_that_cannot_be_written_is_named(sweep_folder: Path) -> None:
 def test_changed_data_is_refused_until_it_is_accepted(
     sweep_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    interrupted(sweep_folder, local(), monkeypatch)
+    interrupted(sweep_folder, local(), monkeypatch, after=2)
     monkeypatch.setattr(SimulatedHost, "data", "sha256:other")
     before = raw(sweep_folder)
     with pytest.raises(DataError, match=r"sha256:other instead of sha256:data(.|\n)*--accept-changes"):
@@ -334,7 +334,7 @@ def test_a_clock_that_goes_backwards_changes_no_answer(
 
 
 def test_two_resumes_at_once_are_one(sweep_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    interrupted(sweep_folder, local(), monkeypatch)
+    interrupted(sweep_folder, local(), monkeypatch, after=2)
     with Ledger.open(sweep_folder), pytest.raises(LedgerError, match="another process drives this sweep"):
         resume_sweep(sweep_folder)
     assert resume_sweep(sweep_folder).view.closed == "done"

@@ -101,10 +101,10 @@ def test_keys_and_values_of_grouped_queries_have_their_own_heads(llama: Path) ->
         "query": (32, 32, 4),
         "key": (32, 16, 2),
         "value": (32, 16, 2),
-        "output": (32, 32, 1),
-        "gate": (32, 48, 1),
-        "up": (32, 48, 1),
-        "down": (48, 32, 1),
+        "output": (32, 32, 0),
+        "gate": (32, 48, 0),
+        "up": (32, 48, 0),
+        "down": (48, 32, 0),
     }
     assert targets["value"].module == "model.layers.1.self_attn.v_proj"
 
