@@ -11,6 +11,8 @@ Rows (ratio = ours / peer):
                                   1.01, dora 0.97, others 1.00
     <base>-<method>-activations   bytes that autograd keeps for the backward pass: lora at most 1.00, replora
                                   1.01, dora and doran 0.75, hora and adapter 1.01, prefix 1.00
+    <base>-<method>-peak          MiB of peak resident memory that three steps add to the bare base,
+                                  in a process of its own: at most 1.10
     <base>-inference-replora      forward pass with RepLoRA over one with LoRA, both ours: at most 1.01
     <base>-inference-hora         the same with HoRA: at most 1.01
     <base>-inference-merged       forward pass of merged weights over the bare base: at most 1.01
@@ -29,7 +31,7 @@ import torch
 from peft import PrefixTuningConfig, get_peft_model
 from torch import nn
 
-from benchmarks._common import Row, finish, interleaved, is_quick, machine, median, say
+from benchmarks._common import Row, finish, interleaved, is_quick, machine, median, run_cold, say
 from benchmarks._models import NO_FINGERPRINT
 from benchmarks._peers.bottleneck import bottleneck_model
 from benchmarks._peers.lora import PeerTrainer, lora_model
@@ -96,6 +98,12 @@ def peer(case: Case, name: str) -> Side:
     return peer_side(case, trainer)
 
 
+def side_of(case: Case, name: str, folder: Path) -> Side:
+    """A side by its name: `our <method>`, or a peer's own."""
+    ours = name.removeprefix("our ")
+    return our_side(case, CONTESTS[ours].method, folder) if ours != name else peer(case, name)
+
+
 def milliseconds(action: Callable[[], object]) -> float:
     """CPU milliseconds of one call."""
     start = time.process_time()
@@ -117,13 +125,16 @@ def row(name: str, ours: list[float], theirs: list[float], unit: str, aim: float
     return Row(name, median(ours), median(theirs), unit, ratio, aim, machine())
 
 
+def contests_of(case: Case) -> dict[str, Contest]:
+    """The methods that have a peer on this base."""
+    return {name: c for name, c in CONTESTS.items() if c.peer != "prefix" or case.name.startswith("llama")}
+
+
 def training_rows(case: Case, repeats: int, folder: Path) -> list[Row]:
-    """Both rows of every method that has a peer on this base."""
-    contests = {
-        name: c for name, c in CONTESTS.items() if c.peer != "prefix" or case.name.startswith("llama")
-    }
-    sides = {f"our {name}": our_side(case, c.method, folder / name) for name, c in contests.items()}
-    sides |= {name: peer(case, name) for name in dict.fromkeys(c.peer for c in contests.values())}
+    """Time and saved activations of every method that has a peer on this base."""
+    contests = contests_of(case)
+    names = [*(f"our {name}" for name in contests), *dict.fromkeys(c.peer for c in contests.values())]
+    sides = {name: side_of(case, name, folder / name) for name in names}
     times = measured({name: side.step for name, side in sides.items()}, repeats)
     saved = {name: [saved_bytes(side.step, side.frozen) / 2**20] for name, side in sides.items()}
     rows = []
@@ -132,6 +143,22 @@ def training_rows(case: Case, repeats: int, folder: Path) -> list[Row]:
         rows.append(row(f"{start}-time", times[ours], times[contest.peer], "CPU ms per step", contest.time))
         rows.append(row(f"{start}-activations", saved[ours], saved[contest.peer], "MiB", contest.activations))
     return rows
+
+
+def peak_rows(case: Case, folder: Path, *, quick: bool) -> list[Row]:
+    """Peak resident memory of every method that has a peer on this base."""
+    peaks: dict[str, list[float]] = {}
+
+    def peak(side: str) -> list[float]:
+        if side not in peaks:
+            arguments = ["-m", "benchmarks._peak_process", case.name, side, *(["--quick"] if quick else [])]
+            peaks[side] = [float(run_cold(arguments, 1, folder).stdout.splitlines()[-1])]
+        return peaks[side]
+
+    return [
+        row(f"{case.name}-{name}-peak", peak(f"our {name}"), peak(contest.peer), "MiB", 1.1)
+        for name, contest in contests_of(case).items()
+    ]
 
 
 def forward_pass(case: Case, method: MethodConfig, batch: Batch) -> Callable[[], object]:
@@ -171,10 +198,11 @@ def inference_rows(case: Case, repeats: int) -> list[Row]:
     ]
 
 
-def rows_of(case: Case, repeats: int) -> list[Row]:
+def rows_of(case: Case, repeats: int, *, quick: bool) -> list[Row]:
     """All rows of a base."""
     with tempfile.TemporaryDirectory() as folder:
         rows = training_rows(case, repeats, Path(folder))
+        rows += peak_rows(case, Path(folder), quick=quick)
     rows += inference_rows(case, repeats)
     for found in rows:
         verdict = "" if found.ratio <= found.aim else "  MISSES ITS AIM"
@@ -188,7 +216,7 @@ def rows_of(case: Case, repeats: int) -> list[Row]:
 def main() -> None:
     quick = is_quick(__doc__)
     torch.set_num_threads(1)
-    finish([each for case in cases(quick=quick) for each in rows_of(case, 2 if quick else 25)])
+    finish([each for case in cases(quick=quick) for each in rows_of(case, 2 if quick else 25, quick=quick)])
 
 
 if __name__ == "__main__":
