@@ -33,7 +33,7 @@ OWN = (
 METHODS = {
     f"llama-30m-{method}-{what}"
     for method in ("lora", "replora", "dora", "doran", "hora", "adapter", "prefix")
-    for what in ("time", "activations")
+    for what in ("time", "activations", "peak")
 } | {f"llama-30m-inference-{what}" for what in ("replora", "hora", "merged")}
 FIELDS = {"name", "ours", "peer", "unit", "ratio", "aim", "device"}
 

@@ -134,6 +134,7 @@ def _rank(rank: int, address: str, body: Body, run: tuple[RunConfig, Path, bool]
     threading.Thread(target=_end_with_watcher, args=(pipe,), daemon=True).start()
     from replora.train import ranks  # torch
 
+    status = 0
     try:
         ranks.join(rank, config.engine.ranks, address)
         body(config, folder, test, pipe.send if rank == 0 else lambda event: None)
@@ -143,7 +144,12 @@ def _rank(rank: int, address: str, body: Body, run: tuple[RunConfig, Path, bool]
         )
         with suppress(OSError):
             pipe.send(told)
-        sys.exit(told.exit_status)
+        status = told.exit_status
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # All is said and written. A regular end may abort in the destructors of the communication's threads
+    # ("terminate called without an active exception"), which would read as a rank that was killed.
+    os._exit(status)
 
 
 def _end_with_watcher(pipe: Connection) -> None:
