@@ -39,17 +39,6 @@ SIZED = {name: method for name, method in METHODS.items() if cover([method]) != 
 AT_BASE = {name: method for name, method in SIZED.items() if not isinstance(method, PrefixMethod)}
 low_rank = pytest.mark.parametrize("method", LOW_RANK.values(), ids=LOW_RANK.keys())
 sized = pytest.mark.parametrize("method", SIZED.values(), ids=SIZED.keys())
-#: One of each kind of factors, composition and module, with dropout and without.
-KEPT = (
-    "lora",
-    "replora-dropout",
-    "replora-model",
-    "replora-plain-key",
-    "dora",
-    "adapter-dropout",
-    "prefix-mlp",
-)
-kept = pytest.mark.parametrize("method", [METHODS[name] for name in KEPT], ids=KEPT)
 at_base = pytest.mark.parametrize("method", AT_BASE.values(), ids=AT_BASE.keys())
 
 
@@ -194,7 +183,7 @@ def test_gradients_are_those_of_autograd(base: Base, method: MethodConfig) -> No
     assert slope == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-4)
 
 
-@kept
+@sized
 def test_training_changes_the_adapter_and_no_bit_of_the_base(
     base: Base, method: MethodConfig, tmp_path: Path
 ) -> None:
@@ -247,7 +236,7 @@ def test_two_adapters_in_one_pack_do_not_see_each_other(base: Base, method: Meth
     assert not torch.allclose(packed[0], packed[1])
 
 
-@kept
+@sized
 def test_packed_equals_solo(base: Base, method: MethodConfig, tmp_path: Path) -> None:
     lr = 1e-2 if isinstance(method, PrefixMethod) else 1e-3  # a prefix is learned at higher rates
     first = run(method, steps=12, lr=lr)
