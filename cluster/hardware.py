@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from replora.config import Frozen
 from replora.errors import ConfigError
+from replora.frozen import Frozen
 from replora.load import load
 from replora.verbs import nearest
 

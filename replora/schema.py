@@ -14,7 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from replora.config import Place
+from replora.frozen import Place
 
 __all__ = [
     "Annotation",

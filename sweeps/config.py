@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from replora.config import Frozen, Positive, RunConfig
+from replora.config import RunConfig
+from replora.frozen import Frozen, Positive
 
 __all__ = [
     "BudgetConfig",

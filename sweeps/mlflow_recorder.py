@@ -33,6 +33,7 @@ from sweeps.tracking import (
     DEFAULT_EXPERIMENT,
     Delivered,
     artifact_root,
+    check_writable,
     hold,
     reason,
     resolve_uri,
@@ -175,7 +176,7 @@ def check_reachable(uri: str, timeout_s: float = 5.0, experiment: str | None = N
     """
     file = sqlite_file(uri)
     if file is not None and not file.exists():
-        _check_writable(file)
+        check_writable(file)
         return
     _set_up()
     answers: list[Exception | None] = []
@@ -211,15 +212,6 @@ def _knock(uri: str) -> None:
         engine.connect().close()
     finally:
         engine.dispose()
-
-
-def _check_writable(file: Path) -> None:
-    folder = next(parent for parent in file.parents if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise TrackingError(
-            f"{file} cannot be created: {folder} is not a folder that you can write to.\n"
-            "  Give another tracking.uri, or leave it out to record into SQLite in the sweep's folder."
-        )
 
 
 class _MlflowSession:

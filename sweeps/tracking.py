@@ -19,6 +19,7 @@ __all__ = [
     "STATE_NAME",
     "Delivered",
     "artifact_root",
+    "check_writable",
     "hold",
     "reason",
     "resolve_uri",
@@ -90,6 +91,20 @@ def sqlite_file(uri: str) -> Path | None:
             f"tracking.uri names no file: {uri!r}. Write sqlite:////absolute/path/to/mlflow.db."
         )
     return Path(name).resolve()
+
+
+def check_writable(file: Path) -> None:
+    """Refuses a file that cannot be made.
+
+    Raises:
+        TrackingError: If the nearest folder above it that exists cannot be written to.
+    """
+    folder = next(parent for parent in file.parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise TrackingError(
+            f"{file} cannot be created: {folder} is not a folder that you can write to.\n"
+            "  Give another tracking.uri, or leave it out to record into SQLite in the sweep's folder."
+        )
 
 
 def artifact_root(folder: Path, uri: str) -> str | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +23,10 @@ from replora.config import (
     MethodConfig,
     PrefixMethod,
 )
-from replora.methods.beside import BesideAdaptation, Inner
+from replora.methods.beside import BesideAdaptation
 from replora.methods.bottleneck import BottleneckAdaptation
 from replora.methods.composition import Decomposition, decomposition
+from replora.methods.contract import Adaptation, OwnTree
 from replora.methods.factors import DirectFactors, Factors, FactorSource, GeneratedFactors
 from replora.methods.joint import JointFactors
 from replora.methods.layer import Binding, LayerFactors, SlotLinear
@@ -38,35 +38,7 @@ from replora.methods.structure import copy_structure, packed_features, replace_l
 from replora.models.base import Backbone, Target
 from replora.tasks.base import Batch
 
-__all__ = ["Adaptation", "Part", "adapt", "parts"]
-
-
-class Adaptation(Protocol):
-    """What a pack needs of a method."""
-
-    def shapes(self, method: MethodConfig) -> Shapes:
-        """Names and shapes of one slot's trainable parameters, without the task head."""
-        ...
-
-    def initial(self, method: MethodConfig, generator: torch.Generator) -> dict[str, Tensor]:
-        """One slot's parameters at the start."""
-        ...
-
-    def prepare(self, parameters: Mapping[str, Tensor], methods: Sequence[MethodConfig]) -> None:
-        """Makes ready for the forward passes of one step: parameters `[K, *shape]` of K slots."""
-        ...
-
-    def features(self, batch: Batch) -> Tensor:
-        """Features `[K, B, ...]` of a batch `[K, B, ...]`, with the parameters last prepared."""
-        ...
-
-    def settle(self) -> None:
-        """After the step's last backward pass: carries gradients on into the parameters."""
-        ...
-
-    def drop_with(self, generators: Sequence[torch.Generator] | None) -> None:
-        """Random streams of the slots for dropout in training; None turns dropout off."""
-        ...
+__all__ = ["Part", "adapt", "parts"]
 
 
 def adapt(backbone: Backbone, method: MethodConfig) -> Adaptation:
@@ -77,7 +49,7 @@ def adapt(backbone: Backbone, method: MethodConfig) -> Adaptation:
     return inner if backbone.beside is None else BesideAdaptation(inner, backbone, backbone.beside)
 
 
-def _inner(backbone: Backbone, method: MethodConfig) -> Inner:
+def _inner(backbone: Backbone, method: MethodConfig) -> OwnTree:
     if isinstance(method, LinearProbeMethod):
         return ProbeAdaptation(backbone)
     if isinstance(method, AdapterMethod):

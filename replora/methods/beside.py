@@ -7,52 +7,23 @@ at the start. A module that trains as a whole runs once for each slot: it is sma
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from replora.config import MethodConfig
+from replora.methods.contract import OwnTree
 from replora.methods.layout import Shapes
 from replora.methods.structure import Seam, copy_structure
 from replora.models.base import Backbone, Beside
 from replora.tasks.base import Batch
 
-__all__ = ["PREFIX", "BesideAdaptation", "Inner"]
+__all__ = ["PREFIX", "BesideAdaptation"]
 
 #: Of the names of what trains beside a method.
 PREFIX = "beside."
-
-
-class Inner(Protocol):
-    """An adaptation (replora.methods.adaptation) with a private module tree."""
-
-    model: nn.Module
-
-    def shapes(self, method: MethodConfig) -> Shapes:
-        """As `Adaptation.shapes`."""
-        ...
-
-    def initial(self, method: MethodConfig, generator: torch.Generator) -> dict[str, Tensor]:
-        """As `Adaptation.initial`."""
-        ...
-
-    def prepare(self, parameters: Mapping[str, Tensor], methods: Sequence[MethodConfig]) -> None:
-        """As `Adaptation.prepare`."""
-        ...
-
-    def features(self, batch: Batch) -> Tensor:
-        """As `Adaptation.features`."""
-        ...
-
-    def settle(self) -> None:
-        """As `Adaptation.settle`."""
-        ...
-
-    def drop_with(self, generators: Sequence[torch.Generator] | None) -> None:
-        """As `Adaptation.drop_with`."""
-        ...
 
 
 class BesideAdaptation:
@@ -64,7 +35,7 @@ class BesideAdaptation:
         beside: Which of them train.
     """
 
-    def __init__(self, inner: Inner, backbone: Backbone, beside: Beside) -> None:
+    def __init__(self, inner: OwnTree, backbone: Backbone, beside: Beside) -> None:
         self._inner, self._start = inner, {}
         self._shifts: dict[str, _Shift] = {}
         self._modules: dict[str, _SlotModule] = {}
