@@ -15,10 +15,11 @@ from typing import Any
 from cluster.anatomy import Anatomy, anatomy_of
 from cluster.hardware import Hardware
 from cluster.memory import GIB, Memory, Offload, Setting, Stage, memory_of
-from replora.config import RunConfig
+from replora.check import engine_faults
+from replora.config import EngineConfig, RunConfig
 from replora.errors import PlanError
 
-__all__ = ["Candidate", "Pins", "Plan", "count", "plan"]
+__all__ = ["Candidate", "Pins", "Plan", "count", "engine_of", "plan"]
 
 #: Tokens of a pass beyond which more slots bring nothing. CPU: at 1,576 packing brought 0.94 to 0.98
 #: (measured); GPU: choice, until a calibration says otherwise.
@@ -118,7 +119,7 @@ def plan(
     search = _Search(config, hardware, anatomy, _tokens(anatomy, tokens))
     options = list(search.candidates(slots, pins))
     if not options:
-        raise PlanError(_no_layout(config, hardware, pins))
+        raise PlanError(_no_layout(search, slots, pins))
     chosen = next((option for option in options if option.fits), None)
     if chosen is None:
         raise PlanError(_refusal(search, options, slots, pins))
@@ -135,16 +136,28 @@ class _Search:
     tokens: int
 
     def candidates(self, slots: int | None, pins: Pins) -> Iterator[Candidate]:
-        """Settings in order of preference."""
+        """Settings that the engine takes, weighed, in order of preference."""
+        for setting in self.settings(slots, pins):
+            if not self.refused(setting):
+                yield self._weighed(setting)
+
+    def settings(self, slots: int | None, pins: Pins) -> Iterator[Setting]:
+        """Settings in order of preference, whether the engine takes them or not."""
         for stage, ranks, offload in _ladder(self.hardware):
             if _differs(pins.stage, stage) or _differs(pins.ranks, ranks) or _differs(pins.offload, offload):
                 continue
             for micro, recompute in self._passes(ranks, pins):
                 for count in self._slots(slots, micro):
-                    yield self.candidate(Setting(micro, self.tokens, count, stage, ranks, recompute, offload))
+                    yield Setting(micro, self.tokens, count, stage, ranks, recompute, offload)
 
-    def candidate(self, setting: Setting) -> Candidate:
-        """A setting, weighed."""
+    def refused(self, setting: Setting) -> list[str]:
+        """Why the engine would not train the run like this (`replora.check` is the one that knows)."""
+        train = self.config.train.model_copy(update={"micro_batch": setting.micro_batch})
+        engine = EngineConfig.model_validate(engine_of(setting))
+        run = self.config.model_copy(update={"train": train, "engine": engine})
+        return [fault.text for fault in engine_faults(run)]
+
+    def _weighed(self, setting: Setting) -> Candidate:
         hardware = self.hardware
         memory = memory_of(self.config, self.anatomy, setting, hardware.device, hardware.kept)
         on_host = self.hardware.host_gib * GIB / max(1, self.hardware.gpus)
@@ -205,10 +218,25 @@ def _tokens(anatomy: Anatomy, asked: int | None) -> int:
     return tokens
 
 
-def _no_layout(config: RunConfig, hardware: Hardware, pins: Pins) -> str:
+def engine_of(setting: Setting) -> dict[str, object]:
+    """The section `engine` of a run that is trained in a setting."""
+    ranks = setting.ranks if setting.stage else 1
+    return {
+        "ranks": ranks,
+        "zero": setting.stage,
+        "offload": setting.offload,
+        "recompute": setting.recompute,
+    }
+
+
+def _no_layout(search: _Search, slots: int | None, pins: Pins) -> str:
+    hardware, batch = search.hardware, search.config.train.batch
     asked = ", ".join(f"{name} {value}" for name, value in vars(pins).items() if value is not None)
+    refusals = [text for setting in search.settings(slots, pins) for text in search.refused(setting)]
+    if refusals:
+        return f"the engine does not train this run with {asked}: {' '.join(dict.fromkeys(refusals))}"
     return (
-        f"no layout of {hardware.name} has {asked or 'such settings'} with train.batch {config.train.batch}."
+        f"no layout of {hardware.name} has {asked or 'such settings'} with train.batch {batch}."
         "\n  The micro-batch times the GPUs of a trial must divide train.batch; ZeRO needs 2, 4, ... GPUs "
         f"of the {hardware.gpus} there are; offloading the base needs stage 3 and all GPUs."
     )

@@ -9,7 +9,7 @@ from typing import Any, get_args
 from cluster.calibration import calibrate, remembered
 from cluster.hardware import load_hardware
 from cluster.memory import GIB, Offload, trained_parameters
-from cluster.planner import Candidate, Pins, Plan, count, plan
+from cluster.planner import Candidate, Pins, Plan, count, engine_of, plan
 from replora.commands.showing import add_run_arguments, run_of
 from replora.config import RunConfig
 from replora.errors import ConfigError
@@ -34,7 +34,7 @@ def plan_document(config: RunConfig, found: Plan) -> dict[str, Any]:
         "model_gib": round(memory.model / GIB, 2),
         "host_gib": round(memory.host / GIB, 2),
         "parts_gib": {name: round(value / GIB, 3) for name, value in memory.parts().items()},
-        "engine": engine_of(found.chosen),
+        "engine": engine_of(found.chosen.setting),
         "trials_at_once": found.trials_at_once,
         "considered": [candidate.row() for candidate in found.considered],
     }
@@ -100,24 +100,12 @@ def plan_text(config: RunConfig, found: Plan) -> str:
         lines.append(f"The reserve is calibrated: the allocator keeps {hardware.kept:.0%} of a pass on top.")
     if chosen.memory.host:
         lines.append(f"Needs {chosen.memory.host / GIB:.1f} GiB of the host's memory for each GPU.")
-    if (engine := engine_of(chosen)) != config.engine.model_dump():
+    if (engine := engine_of(chosen.setting)) != config.engine.model_dump():
         words = " ".join(f"engine.{key}={str(value).lower()}" for key, value in engine.items())
         lines.append(f"To train like this: train.micro_batch={chosen.setting.micro_batch} {words}")
     rows = [{**each.row(), "fits": "yes" if each.fits else "no"} for each in found.considered]
     rows = [{**row, "recompute": "yes" if row["recompute"] else "no"} for row in rows]
     return "\n".join([*lines, "", table(rows, _COLUMNS)])
-
-
-def engine_of(candidate: Candidate) -> dict[str, object]:
-    """The section `engine` of a run that is trained as planned."""
-    setting = candidate.setting
-    ranks = setting.ranks if setting.stage else 1
-    return {
-        "ranks": ranks,
-        "zero": setting.stage,
-        "offload": setting.offload,
-        "recompute": setting.recompute,
-    }
 
 
 def _sentence(candidate: Candidate) -> str:

@@ -16,10 +16,19 @@ from hypothesis import strategies as st
 from cluster.anatomy import Anatomy, anatomy_of
 from cluster.hardware import Hardware, load_hardware, profile_names
 from cluster.memory import GIB, Setting, memory_of
-from cluster.planner import Pins, Plan, plan
+from cluster.planner import Pins, Plan, engine_of, plan
 from cluster.planning import plan_document, plan_text
+from replora.check import engine_faults
 from replora.compose import find_run
-from replora.config import FullMethod, LinearProbeMethod, LoraMethod, MethodConfig, ReploraMethod, RunConfig
+from replora.config import (
+    DoraMethod,
+    FullMethod,
+    LinearProbeMethod,
+    LoraMethod,
+    MethodConfig,
+    ReploraMethod,
+    RunConfig,
+)
 from replora.errors import ConfigError, PlanError
 from replora.load import load_run
 from tests.cluster.anatomies import LLAMA_7B, LLAMA_13B
@@ -146,6 +155,25 @@ def test_a_chosen_setting_fits_and_no_earlier_one_does(name: str) -> None:
     assert found.chosen.memory.total <= found.hardware.place_gib * GIB
     earlier = found.considered[: found.considered.index(found.chosen)]
     assert not any(candidate.fits for candidate in earlier)
+
+
+@pytest.mark.parametrize("method", [RECIPE, DoraMethod(), FullMethod()], ids=lambda method: method.name)
+@pytest.mark.parametrize("name", profile_names())
+def test_nothing_is_planned_that_the_engine_refuses(name: str, method: MethodConfig) -> None:
+    config = run(method)
+    try:
+        found = plan(config, load_hardware(name), None, tokens=256, anatomy=LLAMA_7B)
+    except PlanError:
+        return  # where nothing fits nothing is advised
+    for setting in (each.setting for each in found.considered):
+        train = {**config.train.model_dump(), "micro_batch": setting.micro_batch}
+        trained = {**config.model_dump(), "train": train, "engine": engine_of(setting)}
+        assert not list(engine_faults(RunConfig.model_validate(trained)))
+
+
+def test_a_stage_that_the_engine_refuses_is_refused_in_its_words() -> None:
+    with pytest.raises(PlanError, match="at most 2 for the method full"):
+        plan(run(FullMethod()), load_hardware("8xh100"), 1, tokens=8, pins=Pins(stage=3), anatomy=LLAMA_7B)
 
 
 def test_micro_batches_and_gpus_divide_the_batch() -> None:
