@@ -1,8 +1,8 @@
 """Bytes of a pass: what it keeps for the backward pass, its largest temporaries, and an evaluation's.
 
-A frozen linear saves nothing (its weight has no gradient); an adapted one saves its input and the
-`[tokens, rank]` inner activations (replora.methods.layer). In numbers of the base's precision, with
-d the width, i the MLP's width, H heads:
+A frozen linear saves nothing (its weight has no gradient); an adapted one saves its input and, where it
+is narrow, the `[tokens, rank]` inner activations (replora.methods.layer). In numbers of the base's
+precision, with d the width, i the MLP's width, H heads:
 
     LLaMA   2 norms: 2 d in fp32;  attention q, k, v, out: 4 d, its log-sums: H in fp32;  SwiGLU: 3 i
             (in bf16, q and v adapted: 8 d + 8 d + 2 d + 6 i = 18 d + 6 i bytes)
@@ -23,6 +23,9 @@ tokens of a pass, V words, and images of p bytes in all:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import TypeGuard
+
 from cluster.anatomy import BYTES, Anatomy
 from cluster.modules import adapter_numbers, mask_numbers, prefix_numbers
 from replora.config import (
@@ -32,9 +35,11 @@ from replora.config import (
     FullMethod,
     LinearProbeMethod,
     LowRankMethod,
+    MethodConfig,
     PrefixMethod,
     RunConfig,
 )
+from replora.models.shapes import TargetShape
 
 __all__ = ["activation_bytes", "evaluation_bytes", "layer_bytes", "temporary_bytes"]
 
@@ -49,8 +54,9 @@ _INPUT_OF = {"query": "norm1", "key": "norm1", "value": "norm1", "output": "atte
     "up": "norm2",
     "down": "mlp",
 }
-#: Outputs that nothing but the gradient of a magnitude needs; the others are kept anyway.
-_KEPT_FOR_GAINS = {"llama": ("query", "key", "output", "down"), "vit": ("output", "down")}
+#: Input features from which a low-rank layer makes its inner activations again instead of keeping them
+#: (known: replora.methods.layer, where it is a choice).
+_MADE_AGAIN = 256
 
 
 def activation_bytes(config: RunConfig, anatomy: Anatomy, rows: int, *, recompute: bool) -> int:
@@ -75,7 +81,7 @@ def layer_bytes(config: RunConfig, anatomy: Anatomy, rows: int) -> int:
     own = 2 * norm + attention + mlp
     if isinstance(config.method, PrefixMethod):
         return rows * own + b * prefix_numbers(config.method, anatomy, rows)
-    return rows * (own + _adapted(config, anatomy, b) + b * _kept_for_gains(config, anatomy))
+    return rows * (own + _adapted(config, anatomy, b))
 
 
 def temporary_bytes(config: RunConfig, anatomy: Anatomy, rows: int) -> int:
@@ -145,7 +151,7 @@ def _unreached(config: RunConfig, anatomy: Anatomy) -> int:
         return b * anatomy.width * (tokens + method.tokens) // tokens  # keys, kept for the queries alone
     names = {*getattr(method, "targets", ()), *getattr(method, "plain_targets", ())}
     if not names or {"query", "key", "value"} & names:
-        return 0
+        return b * _unread_masks(method, anatomy)
     if "output" in names:
         return attention
     if not {"gate", "up"} & names:
@@ -154,10 +160,20 @@ def _unreached(config: RunConfig, anatomy: Anatomy) -> int:
     return attention + norm + sum({"gate": 2, "up": 1}[name] * mlp // 3 for name in gated)
 
 
+def _unread_masks(method: MethodConfig, anatomy: Anatomy) -> int:
+    """Masks of the dropped copies of what needs no gradient: what the first block's attention reads."""
+    if not isinstance(method, LowRankMethod) or not method.dropout:
+        return 0
+    names = {*method.targets, *getattr(method, "plain_targets", ())} & {"query", "key", "value"}
+    return anatomy.width * len({_module(anatomy, name) for name in names})
+
+
 def _adapted(config: RunConfig, anatomy: Anatomy, b: int) -> int:
     """Inputs and inner activations of what trains, per token.
 
-    Linears on one tensor share it; with dropout each linear keeps its own dropped copy and mask.
+    Linears on one tensor share it; with dropout each linear keeps its own dropped copy and mask, and, for
+    the gradient of a magnitude, what it reads as well. Outputs are never kept: those that the gradient of a
+    magnitude needs are made again.
     """
     method = config.method
     if isinstance(method, AdapterMethod):
@@ -168,25 +184,26 @@ def _adapted(config: RunConfig, anatomy: Anatomy, b: int) -> int:
         rank, dropout = method.rank, method.dropout > 0
     block = {target.name: target for target in anatomy.targets if target.block == 0}
     chosen = [target for name, target in block.items() if name in names]
-    inner = rank * len(chosen)
+    inner = rank * sum(target.inputs < _MADE_AGAIN for target in chosen)
     if isinstance(method, FullMethod) and anatomy.family == "llama":
         inner += 2 * anatomy.width  # a norm whose scale trains keeps what it scales
     if not dropout:
-        inputs = {_INPUT_OF.get(target.name, target.name): target.inputs for target in chosen}
-        if anatomy.fused_attention:
-            inputs.pop("attention", None)  # attention's own output, which it keeps anyway
-        return b * (inner + sum(inputs.values()))
+        return b * (inner + _read_by(chosen, anatomy))
     modules = {_module(anatomy, target.name): target.inputs for target in chosen}
-    return b * (inner + 2 * sum(modules.values()))
+    gained = [target for target in chosen if _is_decomposed(method) and target.name in method.targets]
+    return b * (inner + 2 * sum(modules.values()) + _read_by(gained, anatomy))
 
 
-def _kept_for_gains(config: RunConfig, anatomy: Anatomy) -> int:
-    """Outputs that decomposed weights keep per token, in numbers."""
-    method = config.method
-    if not isinstance(method, ComposedMethod) or method.composition == "additive":
-        return 0
-    names = set(method.targets) & set(_KEPT_FOR_GAINS[anatomy.family])
-    return sum(target.outputs for target in anatomy.targets if target.block == 0 and target.name in names)
+def _read_by(targets: Iterable[TargetShape], anatomy: Anatomy) -> int:
+    """Numbers per token that linears read and nothing else keeps."""
+    inputs = {_INPUT_OF.get(target.name, target.name): target.inputs for target in targets}
+    if anatomy.fused_attention:
+        inputs.pop("attention", None)  # attention's own output, which it keeps anyway
+    return sum(inputs.values())
+
+
+def _is_decomposed(method: MethodConfig) -> TypeGuard[ComposedMethod]:
+    return isinstance(method, ComposedMethod) and method.composition != "additive"
 
 
 def _module(anatomy: Anatomy, target: str) -> str:

@@ -20,6 +20,7 @@ from cluster.anatomy import Anatomy, anatomy_of
 from replora.config import (
     AdapterMethod,
     BackboneConfig,
+    DoraMethod,
     FullMethod,
     LinearProbeMethod,
     LoraMethod,
@@ -52,7 +53,9 @@ def run(method: MethodConfig, precision: str = "fp32", backbone: str = "vit-digi
     [
         (LoraMethod(rank=4), 0.01),
         (LoraMethod(rank=4, targets=FIVE), 0.01),
-        (LoraMethod(rank=4, targets=FIVE, dropout=0.1), 0.04),
+        (LoraMethod(rank=4, targets=FIVE, dropout=0.1), 0.01),
+        (DoraMethod(rank=4, targets=FIVE), 0.01),
+        (DoraMethod(rank=4, targets=FIVE, dropout=0.1), 0.01),
         (ReploraMethod(rank=4, hidden=8, plain_targets=("up",)), 0.01),
         (AdapterMethod(bottleneck=8, targets=("down", "query")), 0.01),
         (AdapterMethod(bottleneck=8, targets=("up", "down"), form="parallel", activation="gelu"), 0.01),
@@ -61,7 +64,7 @@ def run(method: MethodConfig, precision: str = "fp32", backbone: str = "vit-digi
         (PrefixMethod(tokens=16, made="mlp", hidden=8), 0.02),
     ],
     ids=[
-        *("query-value", "five-targets", "dropout", "generated"),
+        *("query-value", "five-targets", "dropout", "decomposed", "decomposed-dropout", "generated"),
         *("series", "parallel", "adapter-dropout", "prefix", "prefix-mlp"),
     ],
 )
@@ -73,6 +76,14 @@ def test_llama_saves_what_the_formula_says(precision: str, method: MethodConfig,
     anatomy = replace(llama(*SIZES, 100), tokens=tokens)
     predicted = activation_bytes(run(method, precision), anatomy, rows, recompute=False)
     assert predicted == pytest.approx(measured, rel=tolerance)
+
+
+def test_wide_layers_make_their_inner_activations_again() -> None:
+    sizes, method = (256, 704, 1, 4), LoraMethod(rank=64, targets=FIVE)
+    batch = {"tokens": torch.randint(0, 100, (1, 2, 16))}
+    measured = saved_bytes(llama_backbone(sizes, 100, torch.float32), method, batch)
+    predicted = activation_bytes(run(method), llama(*sizes, 100), 32, recompute=False)
+    assert predicted == pytest.approx(measured, rel=0.02)
 
 
 def test_full_fine_tuning_of_a_llama_saves_what_the_formula_says() -> None:
