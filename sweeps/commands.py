@@ -77,11 +77,12 @@ def _dry_run(config: SweepConfig, folder: Path) -> Answer:
 
     from sweeps.calibration import remembered_layout
     from sweeps.placement import placed
-    from sweeps.preview import packs_of, preview
+    from sweeps.preview import memory_document, memory_text, packs_of, preview
     from sweeps.resources import trials_planned
     from sweeps.warm import warm_preview
 
-    layout = placed(config, remembered_layout(config))
+    placement = placed(config, remembered_layout(config))
+    layout = placement.layout
     planned, trials = trials_planned(config), preview(config)
     packs = packs_of(trials)
     earlier = list(warm_preview(config))
@@ -91,7 +92,12 @@ def _dry_run(config: SweepConfig, folder: Path) -> Answer:
         "warm_start": earlier,
         "trials": trials,
         "trials_planned": planned,
-        "plan": {"backend": config.backend, **asdict(layout), "packs": packs},
+        "plan": {
+            "backend": config.backend,
+            **asdict(layout),
+            "packs": packs,
+            "memory": memory_document(placement),
+        },
         "seconds": None,
         "best": None,
     }
@@ -99,6 +105,7 @@ def _dry_run(config: SweepConfig, folder: Path) -> Answer:
         f"Sweep {config.name}: {planned} trials of {config.run.train.steps} steps at most, in {folder}",
         f"Plan: {layout.hosts} hosts x {layout.slots} slots x {layout.threads} threads, "
         f"backend {config.backend}; time unknown before something has run",
+        memory_text(placement),
         *(_packs(packs) if len(packs) > 1 else ()),
         *(f"  {_point(row)}" for row in trials[:MAX_PREVIEW]),
     ]

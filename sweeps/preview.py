@@ -1,4 +1,4 @@
-"""The trials that a sweep would have, as far as they are known before it runs."""
+"""What a sweep would do, as far as it is known before it runs: its trials, packs and memory."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from replora.errors import ConfigError
 from replora.train.key import pack_key, shared_fields
 from sweeps.config import SweepConfig
 from sweeps.objective import objectives_of
+from sweeps.placement import Placement
 from sweeps.search import make_searcher
 from sweeps.space import value_at
 from sweeps.trials import runs_of
 
-__all__ = ["packs_of", "preview"]
+__all__ = ["memory_document", "memory_text", "packs_of", "preview"]
 
 
 def preview(config: SweepConfig) -> list[dict[str, Any]]:
@@ -43,3 +44,25 @@ def packs_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         apart = {key: value for key, value in row["point"].items() if value_at(shared, key) is not None}
         packs.setdefault(pack_key(run), {"trials": 0, "point": apart})["trials"] += 1
     return list(packs.values())
+
+
+def memory_document(placement: Placement) -> dict[str, Any] | None:
+    """The member of the sweep that decided, and GiB of a rank of a host; None where they are not known."""
+    if placement.member is None:
+        return None
+    return {
+        "point": placement.member.point,
+        "needed_gib": round(placement.needed_gib, 2),
+        "available_gib": round(placement.available_gib, 2),
+    }
+
+
+def memory_text(placement: Placement) -> str:
+    """The same for a person."""
+    if placement.member is None:
+        return "Memory: not foreseen; the backbone's sizes, or the cluster's machines, are not known here"
+    needed, available = placement.needed_gib, placement.available_gib
+    return (
+        f"Memory: a host needs {needed:.1f} of the {available:.1f} GiB that it may have, with "
+        f"{placement.member.words} in every slot"
+    )

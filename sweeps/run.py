@@ -66,7 +66,7 @@ def run_sweep(config: SweepConfig, folder: Path) -> SweepResult:
         ConfigError: With every fault of the sweep.
         LedgerError: If the folder belongs to another sweep, or another process drives it.
         MachineError: If a package is missing.
-        PlanError: If a trial does not fit this machine's memory.
+        PlanError: If a member of the space does not fit this machine's memory.
         TrackingError: If MLflow does not answer.
         KeyboardInterrupt: After Ctrl-C; everything so far is in the ledger.
     """
@@ -172,7 +172,7 @@ def _train(config: SweepConfig, director: Director, folder: Path) -> None:
     from sweeps.report import LiveTable
 
     run = import_module(_BACKENDS[config.backend]).run
-    layout = placed(config, calibrated_layout(config))
+    layout = placed(config, calibrated_layout(config)).layout
     sampler = MachineSampler(director.sampled, str(folder))
     with LiveTable(director.view, layout.hosts * layout.slots, trials_planned(config)) as live:
 

@@ -24,8 +24,9 @@ def machine(gib: float, gpus: int = 0) -> Hardware:
     return Hardware(name="made", summary="", gpus=0, host_memory_gib=figure, cores=4)
 
 
-def sweep(backbone: str = "vit-s16", **resources: Any) -> SweepConfig:
-    """Four learning rates of a ViT on images."""
+def sweep(backbone: str = "vit-s16", space: dict[str, Any] | None = None, **resources: Any) -> SweepConfig:
+    """Four learning rates of a ViT on images, or another space."""
+    rates = {"optim.lr": [1e-4, 2e-4, 3e-4, 4e-4]}
     return SweepConfig.model_validate(
         {
             "name": "made",
@@ -33,7 +34,7 @@ def sweep(backbone: str = "vit-s16", **resources: Any) -> SweepConfig:
                 "backbone": {"name": backbone, "weights": "random"},
                 "task": {"name": "image-folder", "root": "/images"},
             },
-            "space": {"optim.lr": {"values": [1e-4, 2e-4, 3e-4, 4e-4]}},
+            "space": {key: {"values": values} for key, values in (space or rates).items()},
             "resources": resources,
         }
     )
@@ -41,38 +42,72 @@ def sweep(backbone: str = "vit-s16", **resources: Any) -> SweepConfig:
 
 def test_what_fits_stays_as_it_was() -> None:
     wished = Layout(2, 4, 1)
-    assert placed(sweep(), wished, machine(64)) == wished
+    assert placed(sweep(), wished, machine(64)).layout == wished
 
 
 def test_slots_are_lowered_before_hosts() -> None:
-    found = placed(sweep(), Layout(2, 4, 1), machine(5.5))
+    found = placed(sweep(), Layout(2, 4, 1), machine(5.5)).layout
     assert found.hosts == 2
     assert found.slots < 4
 
 
 def test_hosts_are_lowered_where_one_slot_is_too_much_for_all() -> None:
-    assert placed(sweep(), Layout(4, 1, 1), machine(4)).hosts < 4
+    assert placed(sweep(), Layout(4, 1, 1), machine(4)).layout.hosts < 4
 
 
 def test_a_gpu_is_not_shared_by_the_hosts() -> None:
     wished = Layout(4, 1, 1)
-    assert placed(sweep(), wished, machine(4, gpus=4)) == wished
+    assert placed(sweep(), wished, machine(4, gpus=4)).layout == wished
 
 
 def test_what_cannot_fit_is_refused_with_what_would() -> None:
     with pytest.raises(PlanError, match=r"GiB on a machine with 1\.0 GiB") as caught:
         placed(sweep(), Layout(1, 1, 1), machine(1))
-    assert "micro-batch" in str(caught.value)
+    assert "run.train.micro_batch" in str(caught.value)
+
+
+def test_the_largest_member_of_the_space_decides() -> None:
+    ranks: dict[str, Any] = {"train.batch": [4, 64, 16], "method.rank": [4, 64]}
+    base = placed(sweep(), Layout(1, 4, 1), machine(9))
+    found = placed(sweep(space=ranks), Layout(1, 4, 1), machine(9))
+    assert found.layout.slots < base.layout.slots == 4
+    assert found.member is not None
+    assert found.member.point == {"train.batch": 64, "method.rank": 64}
+    assert found.needed_gib <= found.available_gib < 9.1
+
+
+def test_a_member_that_does_not_fit_alone_is_named_with_what_would_do() -> None:
+    space: dict[str, Any] = {"method.name": ["lora", "full"], "train.batch": [8, 16, 64]}
+    with pytest.raises(PlanError) as caught:
+        placed(sweep(space=space), Layout(1, 4, 1), machine(3))
+    text = str(caught.value)
+    assert "1 trial of method.name=full, train.batch=64 needs 6.2 GiB on a machine with 3.0 GiB" in text
+    assert text.endswith("Set run.train.micro_batch to 16, or leave 64 out of space.train.batch.")
+    placed(sweep(space={**space, "train.batch": [8, 16]}), Layout(1, 4, 1), machine(3))
+
+
+def test_slots_that_the_file_demands_are_refused_with_how_many_would_do() -> None:
+    with pytest.raises(PlanError, match=r"Lower resources\.slots to 2") as caught:
+        placed(sweep(slots=8), Layout(1, 8, 1), machine(3))
+    assert "8 trials of the base run" in str(caught.value)
+
+
+def test_a_host_may_come_to_hold_every_backbone_of_the_space() -> None:
+    one, two = (
+        placed(sweep(space={"backbone.name": names}), Layout(1, 2, 1), machine(64)).needed_gib
+        for names in (["vit-l16"], ["vit-l16", "vit-b16"])
+    )
+    assert two - one == pytest.approx(4 * 85_798_656 / 2**30, rel=0.01)  # the weights of the second
 
 
 def test_hosts_that_the_file_demands_are_refused_not_lowered() -> None:
-    with pytest.raises(PlanError, match=r"Lower resources\.hosts"):
+    with pytest.raises(PlanError, match=r"Lower resources\.hosts to"):
         placed(sweep(hosts=8), Layout(8, 1, 1), machine(6))
 
 
 def test_sizes_that_are_not_known_are_left_to_the_hosts() -> None:
     wished = Layout(8, 8, 1)
-    assert placed(sweep("timm/vit_base_patch16_clip_224"), wished, machine(1)) == wished
+    assert placed(sweep("timm/vit_base_patch16_clip_224"), wished, machine(1)).layout == wished
 
 
 def test_a_refused_sweep_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
