@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,8 +38,8 @@ class TrialTask:
     Attributes:
         folder: Where its checkpoints and its adapter lie; a host resumes from the newest good checkpoint.
         attempt: How often it was started, this time included; events of older attempts do not count.
-        step: The last step whose checkpoint it may go on from: after it comes a report that the ledger has
-            not got, and that was lost with the process that made it.
+        recorded: Step of the last report in the ledger; a checkpoint may carry later ones, whose process
+            died before they were recorded.
         alone: No other trial may be on its host: it is suspected of ending hosts or spoiling packs.
         micro_batch: Examples per forward pass, where memory allows fewer than configured.
     """
@@ -48,7 +48,7 @@ class TrialTask:
     config: RunConfig
     folder: Path
     attempt: int
-    step: int = 0
+    recorded: int = 0
     alone: bool = False
     micro_batch: int | None = None
 
@@ -66,6 +66,7 @@ class Director:
         self._config = config
         self._ledger = ledger
         self._folder = ledger.path.parent
+        self._judges = config.pruner.name != "none" or config.search.name == "pbt"
         self._retries = Retries(config.max_failures, self.view.trials)
         self._started: dict[str, float] = {}
         self._halts: dict[str, str | None] = {}  # why a trial must stop; None: it waits for its population
@@ -110,9 +111,9 @@ class Director:
     def _task(self, trial: str) -> TrialTask:
         config = RunConfig.model_validate(self.view.trials[trial].config)
         config = config.model_copy(update={"engine": self._config.run.engine})  # may differ after a resume
-        folder, step = self._trial_folder(trial), _before_next_report(self.view.trials[trial])
+        folder, recorded = self._trial_folder(trial), _last_report(self.view.trials[trial])
         alone, micro_batch = self._retries.is_suspect(trial), self._retries.micro_batch(config)
-        return TrialTask(trial, config, folder, self._attempts[trial], step, alone, micro_batch)
+        return TrialTask(trial, config, folder, self._attempts[trial], recorded, alone, micro_batch)
 
     def started(self, trial: str, host: str, data: str = "") -> None:
         """Records that a host has given a slot to a trial that `ask` handed out.
@@ -155,7 +156,22 @@ class Director:
         Returns:
             The trials that must stop; what has ended by itself is not among them.
         """
-        known = attempts or {}
+        stops: set[str] = set()
+        for part in self._parts(events):
+            stops |= self._handle(part, attempts or {})
+        return stops
+
+    def _parts(self, events: Sequence[Event]) -> Iterator[Sequence[Event]]:
+        """The events, cut where a trial reports again that its report before may stop."""
+        begin, reported = 0, set[str]()
+        for index, event in enumerate(events if self._judges else ()):
+            if isinstance(event, Reported) and event.trial in reported:
+                yield events[begin:index]
+                begin, reported = index, set()
+            reported |= {event.trial} if isinstance(event, Reported) else set()
+        yield events[begin:]
+
+    def _handle(self, events: Sequence[Event], known: Mapping[str, int]) -> set[str]:
         entries: list[Entry] = []
         ended: set[str] = set()
         stops: set[str] = set()
@@ -238,8 +254,7 @@ class Director:
         return Entry("failed", event.trial, self._retries.verdict(event))
 
     def _reported(self, trial: str, step: int) -> bool:
-        reports = self.view.trials[trial].reports
-        return bool(reports) and reports[-1][0] >= step
+        return _last_report(self.view.trials[trial]) >= step
 
     def _halt(self) -> set[str]:
         """Records the stops that the pruner asked for, and who waits for the rest of its population."""
@@ -346,7 +361,6 @@ class Director:
             self._halts[trial.fingerprint] = reason
 
 
-def _before_next_report(trial: TrialView) -> int:
-    every: int = trial.config["train"]["eval_every"]
-    last = trial.reports[-1][0] if trial.reports else 0
-    return max(trial.step, (last // every + 1) * every - 1)
+def _last_report(trial: TrialView) -> int:
+    """Step of a trial's last report; what a copy shares with its parent was reported by the parent."""
+    return trial.reports[-1][0] if trial.reports else trial.parent_step

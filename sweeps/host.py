@@ -41,8 +41,8 @@ class Assignment(Protocol):
         ...
 
     @property
-    def step(self) -> int:
-        """The latest step whose checkpoint it may go on from."""
+    def recorded(self) -> int:
+        """Step of the last report that is recorded; later ones must come (again) as events."""
         ...
 
     @property
@@ -87,7 +87,7 @@ class Host:
         self._device = device
         self._groups: dict[Hashable, _Group] = {}
         self._bases: dict[Hashable, tuple[Backbone, Task]] = {}
-        self._refused: list[Event] = []
+        self._untold: list[Event] = []
 
     @property
     def free(self) -> int:
@@ -97,7 +97,7 @@ class Host:
     @property
     def busy(self) -> bool:
         """Whether `step` has anything to do or to tell."""
-        return bool(self._refused) or self.free < self._slots
+        return bool(self._untold) or self.free < self._slots
 
     @property
     def trials(self) -> tuple[str, ...]:
@@ -106,6 +106,9 @@ class Host:
 
     def admit(self, task: Assignment) -> str | None:
         """Gives a trial a slot; it resumes from the newest good checkpoint in its folder.
+
+        Reports that an earlier process made before that checkpoint and that are not recorded come with the
+        next `step`.
 
         Returns:
             The hash of the data that it reads, or None when it could not start (out of memory, bad data,
@@ -117,12 +120,12 @@ class Host:
                 raise PlanError(f"all {self._slots} slots of this host are taken by {', '.join(self.trials)}")
             group = self._group_of(task.config, task.micro_batch)
             group.folder = task.folder
-            group.pack.admit(task.fingerprint, task.config, task.folder, at_most=task.step)
+            self._untold += group.pack.admit(task.fingerprint, task.config, task.folder, task.recorded)
         except Exception as error:  # noqa: BLE001 - becomes a Failed event, or ends the sweep
             _end_where_nothing_can_be_written(error, task.folder)
             failed = _failed(task.fingerprint, 0, error)
             beside = len(self.trials) if failed.kind == "out-of-memory" else 0
-            self._refused.append(replace(failed, beside=beside))
+            self._untold.append(replace(failed, beside=beside))
             refused = True
         if refused:  # only now does the error no longer hold on to what it was about to load
             self._drop_idle_groups(keep=None)
@@ -138,7 +141,7 @@ class Host:
 
     def step(self) -> list[Event]:
         """One optimizer step of every running trial, and everything that happened since the last call."""
-        events, self._refused = self._refused, []
+        events, self._untold = self._untold, []
         for key, group in list(self._groups.items()):
             if group.pack.trials:
                 events += self._step_group(key, group)

@@ -1,7 +1,8 @@
-"""A slot's state on disk: parameters, moments, counters; atomic, checksummed, two newest kept.
+"""A slot's state on disk: parameters, moments, counters, reports; atomic, checksummed, two newest kept.
 
 Data order and random streams are functions of the seed and the step (`replora.train.streams`), so
-the step is all that has to be remembered of them.
+the step is all that has to be remembered of them. Reports are carried because the process that should
+record them may die before it does: whoever goes on from a checkpoint has them again.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ from torch import Tensor
 from replora.atomic import write_atomically
 from replora.errors import CheckpointError
 
-__all__ = ["SlotState", "newest_checkpoint", "read_checkpoint", "write_checkpoint"]
+__all__ = ["Report", "SlotState", "newest_checkpoint", "read_checkpoint", "write_checkpoint"]
 
-FORMAT = "replora-checkpoint/2"
+FORMAT = "replora-checkpoint/3"
 KEPT = 2
 _log = logging.getLogger(__name__)
+
+#: Step and metrics.
+Report = tuple[int, dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class SlotState:
         loss_sum: Sum of training losses since the last report.
         loss_count: Number of them.
         tensors: `value/<name>`, `first/<name>`, `second/<name>` in the method's own shapes.
+        reports: Step and metrics of each report that this state comes after and that may not be recorded.
     """
 
     fingerprint: str
@@ -44,13 +49,15 @@ class SlotState:
     loss_sum: float
     loss_count: int
     tensors: dict[str, Tensor]
+    reports: tuple[Report, ...] = ()
 
 
 def write_checkpoint(folder: Path, state: SlotState) -> Path:
     """Writes `step-<n>.safetensors` and removes all but the newest two."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.cpu().contiguous() for name, tensor in state.tensors.items()}
-    counters = {"step": state.step, "loss_sum": state.loss_sum.hex(), "loss_count": state.loss_count}
+    counters: dict[str, object] = {"step": state.step, "loss_sum": state.loss_sum.hex()}
+    counters |= {"loss_count": state.loss_count, "reports": state.reports}
     counters |= {"digest": _digest(counters, tensors), "format": FORMAT, "fingerprint": state.fingerprint}
     path = folder / f"step-{state.step:08d}.safetensors"
     write_atomically(path, save(tensors, metadata={"replora": json.dumps(counters)}))
@@ -59,25 +66,22 @@ def write_checkpoint(folder: Path, state: SlotState) -> Path:
     return path
 
 
-def newest_checkpoint(folder: Path, fingerprint: str, at_most: int | None = None) -> SlotState | None:
+def newest_checkpoint(folder: Path, fingerprint: str) -> SlotState | None:
     """The newest undamaged checkpoint of this run, or None; damaged ones are named in the log.
 
     Args:
         folder: Of the run's checkpoints.
         fingerprint: Of the run.
-        at_most: Latest step that counts; checkpoints of later steps are removed, so that they cannot
-            pass for newer ones when the run comes by again.
 
     Raises:
         CheckpointError: If the folder holds checkpoints of another run.
     """
     for path in _files(folder):
-        if at_most is not None and _step(path) > at_most:
-            path.unlink(missing_ok=True)
-            continue
         try:
             state = read_checkpoint(path)
         except CheckpointError as error:
+            if not path.exists():  # replaced by a process that has not yet heard that it should end
+                return newest_checkpoint(folder, fingerprint)
             _log.warning("%s; trying the one before", error)
             continue
         if state.fingerprint != fingerprint:
@@ -109,6 +113,7 @@ def read_checkpoint(path: Path) -> SlotState:
             loss_sum=float.fromhex(counters["loss_sum"]),
             loss_count=int(counters["loss_count"]),
             tensors=tensors,
+            reports=tuple((int(step), dict(metrics)) for step, metrics in counters["reports"]),
         )
     except CheckpointError:
         raise
@@ -120,13 +125,9 @@ def _files(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-????????.safetensors"), reverse=True)
 
 
-def _step(path: Path) -> int:
-    return int(path.stem.removeprefix("step-"))
-
-
 def _digest(counters: Mapping[str, object], tensors: Mapping[str, Tensor]) -> str:
-    """Over counters and tensors, not over the run's name: a copy of a run takes its checkpoints over."""
-    counted = [counters["step"], counters["loss_sum"], counters["loss_count"]]
+    """Over all but the run's name: a copy of a run takes its checkpoints over."""
+    counted = [counters[key] for key in ("step", "loss_sum", "loss_count", "reports")]
     digest = hashlib.sha256(json.dumps(counted).encode())
     for name in sorted(tensors):
         digest.update(name.encode())

@@ -25,7 +25,7 @@ from replora.methods.layout import Layout, Shapes, cover
 from replora.models.base import Backbone
 from replora.tasks.base import SplitName, Task
 from replora.train import ranks
-from replora.train.checkpoint import SlotState, newest_checkpoint, write_checkpoint
+from replora.train.checkpoint import Report, SlotState, newest_checkpoint, write_checkpoint
 from replora.train.events import Checkpointed, Event, Failed, Finished, Reported
 from replora.train.key import pack_key
 from replora.train.model import SlotModel
@@ -49,6 +49,7 @@ class _Slot:
     step: int = 0
     loss_sum: float = 0.0
     loss_count: int = 0
+    reports: list[Report] = field(default_factory=list)
     since: float = field(default_factory=time.perf_counter)
     sharded: ShardedSlot | None = None
 
@@ -99,14 +100,18 @@ class Pack:
         """Names of the trials in training."""
         return tuple(slot.trial for slot in self._occupied)
 
-    def admit(self, trial: str, config: RunConfig, folder: Path, at_most: int | None = None) -> None:
+    def admit(self, trial: str, config: RunConfig, folder: Path, recorded: int = 0) -> list[Reported]:
         """Starts a trial in a free slot, or goes on from the newest good checkpoint in its folder.
 
         Args:
             trial: Fingerprint of the run.
             config: The run; its `pack_key` must be this pack's.
             folder: The trial's own folder, for checkpoints and the adapter.
-            at_most: Latest step to go on from; later checkpoints are removed. None: the newest.
+            recorded: Step of the last report that is safely recorded: checkpoints carry those after it.
+
+        Returns:
+            The reports after `recorded` that an earlier process made on the way to that checkpoint; it may
+            have died before anybody heard of them.
 
         Raises:
             ConfigError: If the run does not belong in this pack or no slot is free.
@@ -117,12 +122,13 @@ class Pack:
         if self.free < 1:
             raise ConfigError(f"trial {trial}: all {self.slots} slots of the pack are taken")
         slot = _Slot(trial, config, folder, self._model.shapes(config.method))
-        state = ranks.from_leader(lambda: newest_checkpoint(folder / "checkpoints", trial, at_most))
+        state = ranks.from_leader(lambda: newest_checkpoint(folder / "checkpoints", trial))
         if state is None:
             tensors = {f"value/{name}": tensor for name, tensor in self._model.initial(config).items()}
         else:
             tensors = state.tensors
             slot.step, slot.loss_sum, slot.loss_count = state.step, state.loss_sum, state.loss_count
+            slot.reports = [report for report in state.reports if report[0] > recorded]
             _check_shapes(tensors, slot.shapes, folder)
         self._resize([*self._occupied, slot])
         row = len(self._occupied)
@@ -132,6 +138,7 @@ class Pack:
             slot.sharded = self._sharded(slot, tensors)
         self._occupied.append(slot)
         self._make_leaves()
+        return [Reported(trial, step, metrics) for step, metrics in slot.reports]
 
     def withdraw(self, trial: str) -> None:
         """Stops a trial without a result; its slot is free at once and its checkpoints stay."""
@@ -263,6 +270,7 @@ class Pack:
                 events.append(Failed(slot.trial, slot.step, "diverged", reason))
                 self._remove(slot)
                 continue
+            slot.reports.append((slot.step, metrics))
             events.append(Reported(slot.trial, slot.step, metrics))
             if slot.step >= slot.config.train.steps:
                 self._save_adapter(slot)
@@ -300,7 +308,8 @@ class Pack:
             parts["first"] = slot.layout.read(first, slot.shapes)
             parts["second"] = slot.layout.read(second, slot.shapes)
         tensors = {f"{part}/{name}": each for part, read in parts.items() for name, each in read.items()}
-        state = SlotState(slot.trial, slot.step, slot.loss_sum, slot.loss_count, tensors)
+        reports = tuple(slot.reports)
+        state = SlotState(slot.trial, slot.step, slot.loss_sum, slot.loss_count, tensors, reports)
         path = ranks.from_leader(lambda: write_checkpoint(slot.folder / "checkpoints", state))
         return Checkpointed(slot.trial, slot.step, str(path))
 

@@ -24,7 +24,7 @@ class ScriptedTask:
     config: RunConfig
     folder: Path
     attempt: int
-    step: int = 10**9  # any checkpoint will do
+    recorded: int = 0
     alone: bool = False
     micro_batch: int | None = None
 

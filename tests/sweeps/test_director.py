@@ -298,15 +298,25 @@ def test_a_sweep_cut_at_any_line_ends_as_if_it_had_never_been_cut(
     cut_and_compare(tmp_path, config)
 
 
-def test_a_trial_goes_on_from_no_checkpoint_whose_reports_were_lost(director: Director) -> None:
+def test_a_restarted_trial_is_told_which_of_its_reports_are_recorded(director: Director) -> None:
     task = start(director)
-    assert task.step == 49  # the first report, of step 50, is not in the ledger
+    assert task.recorded == 0
     director.handle(Reported(task.fingerprint, 50, metrics(0.5)))
     director.handle(Checkpointed(task.fingerprint, 60, "x"))
     director.handle(Failed(task.fingerprint, 70, "lost", "gone"))
     while (again := start(director)).fingerprint != task.fingerprint:
         pass
-    assert again.step == 99
+    assert again.recorded == 50
+
+
+def test_nothing_is_recorded_after_the_report_that_stops_a_trial(tmp_path: Path) -> None:
+    with opened(tmp_path, grid(pruner={"name": "asha", "grace_steps": 50, "reduction": 2})) as director:
+        good, bad = start(director), start(director)
+        director.handle(Reported(good.fingerprint, 50, metrics(0.9)))
+        two = [Reported(bad.fingerprint, step, metrics(0.1)) for step in (50, 100)]
+        assert director.handle_all([*two, Checkpointed(bad.fingerprint, 100, "x")]) == {bad.fingerprint}
+        trial = director.view.trials[bad.fingerprint]
+        assert (trial.state, trial.step, len(trial.reports)) == ("pruned", 50, 1)
 
 
 def test_trials_that_ran_go_on_from_their_checkpoints_before_new_ones_start(tmp_path: Path) -> None:

@@ -252,15 +252,19 @@ def test_checkpoint_writes_the_state_of_every_running_trial(tmp_path: Path) -> N
     assert all(isinstance(event, Checkpointed) and Path(event.path).exists() for event in written)
 
 
-def test_a_trial_goes_on_from_its_checkpoint_on_another_host(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("recorded", "told"), [(0, [2, 4]), (2, [4]), (4, [])])
+def test_another_host_goes_on_from_the_checkpoint_and_tells_the_reports_that_nobody_recorded(
+    tmp_path: Path, recorded: int, told: list[int]
+) -> None:
+    run = RUN.model_copy(update={"train": RUN.train.model_copy(update={"steps": 6})})
     first = Host(1, 1)
-    first.admit(task(tmp_path, "a"))
-    for _ in range(3):
-        first.step()
-    second = Host(1, 1)
-    second.admit(task(tmp_path, "a"))
-    events = run_out(second)
-    assert [event.step for event in events if isinstance(event, Reported)] == [4]
+    first.admit(task(tmp_path, "t", run))
+    before = [event for _ in range(4) for event in first.step() if isinstance(event, Reported)]
+    host = Host(1, 1)
+    host.admit(replace(task(tmp_path, "t", run), recorded=recorded))
+    after = [event for event in run_out(host) if isinstance(event, Reported)]
+    assert after[:-1] == [event for event in before if event.step in told]
+    assert after[-1].step == 6
 
 
 def test_the_threads_are_those_that_were_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

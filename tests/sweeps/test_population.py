@@ -59,8 +59,7 @@ class LearningHost(SimulatedHost):
             header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
             counters = json.loads(header["__metadata__"]["replora"])
             assert counters["fingerprint"] == task.fingerprint
-            if counters["step"] <= task.step:
-                return counters["step"], counters["weight"]
+            return counters["step"], counters["weight"]
         return 0, 0.0
 
     def _advance(self, trial: str, task: TrialTask, step: int) -> list[Event]:

@@ -15,13 +15,15 @@ from tests.contracts.packs import METHODS, RecordingTask, base, run
 
 
 def state(step: int) -> SlotState:
-    return SlotState("abc", step, 0.1, 3, {"value/x": torch.arange(5.0), "first/x": torch.full((2, 2), step)})
+    tensors = {"value/x": torch.arange(5.0), "first/x": torch.full((2, 2), step)}
+    return SlotState("abc", step, 0.1, 3, tensors, ((4, {"accuracy": 1 / 3, "lr": 1e-4}),))
 
 
 def test_a_checkpoint_reads_back_exactly(tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path, state(7))
     found = read_checkpoint(path)
     assert (found.fingerprint, found.step, found.loss_sum, found.loss_count) == ("abc", 7, 0.1, 3)
+    assert found.reports == state(7).reports
     assert all(torch.equal(found.tensors[name], tensor) for name, tensor in state(7).tensors.items())
 
 
@@ -50,19 +52,27 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     assert "step-00000002" in caplog.text
 
 
+def test_a_checkpoint_that_is_replaced_while_it_is_read_gives_way_to_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = write_checkpoint(tmp_path, state(1))
+
+    def overtaken(path: Path) -> SlotState:
+        if path == old:
+            write_checkpoint(tmp_path, state(2))
+            old.unlink()
+        return read_checkpoint(path)
+
+    monkeypatch.setattr("replora.train.checkpoint.read_checkpoint", overtaken)
+    found = newest_checkpoint(tmp_path, "abc")
+    assert found is not None
+    assert found.step == 2
+
+
 def test_another_runs_checkpoint_is_refused(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, state(1))
     with pytest.raises(CheckpointError, match="belongs to the run abc"):
         newest_checkpoint(tmp_path, "other")
-
-
-def test_a_later_checkpoint_than_the_known_step_is_dropped(tmp_path: Path) -> None:
-    for step in (10, 20):
-        write_checkpoint(tmp_path, state(step))
-    found = newest_checkpoint(tmp_path, "abc", at_most=15)
-    assert found is not None
-    assert found.step == 10
-    assert [path.name for path in tmp_path.iterdir()] == ["step-00000010.safetensors"]
 
 
 def test_no_checkpoint_is_none(tmp_path: Path) -> None:
