@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -79,13 +80,17 @@ def shown(value: object, limit: int = 60) -> str:
         case bool():
             text = str(value).lower()
         case _:
-            text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+            text = printable(repr(value))
     return text if len(text) <= limit else f"{text[:limit]}..."
 
 
 def printable(text: str) -> str:
-    """Text without control characters and lone surrogates, which terminals and pipes do not take."""
-    return text if text.isprintable() else ascii(text)
+    """Text without control characters and lone surrogates, which terminals and pipes do not take.
+
+    A password in an address becomes `***`: messages end up in logs.
+    """
+    text = text if text.isprintable() else ascii(text)
+    return re.sub(r"(://[^/\s:@]*):[^/\s@]*@", r"\1:***@", text)
 
 
 def _origin(fault: Fault, origins: Origins) -> Origin | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,7 +13,13 @@ Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class Frozen(BaseModel):
-    """Base of every configuration model: immutable, unknown keys are errors, no NaN or infinity."""
+    """Base of every configuration model: immutable, unknown keys are errors, no NaN or infinity.
+
+    Attributes:
+        HINT: What to write, said where a file has no section.
+    """
+
+    HINT: ClassVar[str] = ""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 

@@ -94,7 +94,8 @@ def _fault(keys: Keys, found: list[ErrorDetails], model_class: type[BaseModel], 
             return Fault(keys, f"{key} must be {_expected(details)}, but got {value}.", hint)
         case "model_type" | "model_attributes_type" | "dict_type":
             what = f"{key} must be a section" if keys else "the file must hold sections"
-            return Fault(keys, f"{what} (a mapping of fields), but got {value}.")
+            hint = getattr(section_model(*_at(keys, model_class, data)), "HINT", "")
+            return Fault(keys, f"{what} (a mapping of fields), but got {value}.", hint)
         case "value_error":
             said = str(details["ctx"]["error"])
             return Fault(_named(said, keys), f"{said.rstrip('.')}.")

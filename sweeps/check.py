@@ -6,25 +6,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from replora.errors import ConfigError
+from replora.errors import ConfigError, TrackingError
 from replora.faults import Fault, config_error, shown
+from replora.verbs import nearest
 from sweeps.budget import budget_faults
-from sweeps.config import SweepConfig
-from sweeps.domains import contains, domain_faults
+from sweeps.config import SearchConfig, SweepConfig
+from sweeps.domains import contains, domain_faults, domain_text
 from sweeps.objective import METRICS, QUANTITIES, objectives_of, parameters_of
 from sweeps.population import population_faults
-from sweeps.probe import grid_faults, value_faults
+from sweeps.probe import fewest_parameters, grid_faults, value_faults
 from sweeps.search import sampler_faults
 from sweeps.space import Point, Space
+from sweeps.tracking import resolve_uri
 from sweeps.warm import warm_faults
 
-__all__ = ["MAX_GRID", "check_sweep", "grid_size", "sweep_faults"]
+__all__ = ["MAX_GRID", "check_sweep", "grid_size", "idle_settings", "sweep_faults"]
 
 MAX_GRID = 100_000  # choice: a grid beyond it would not end, and its list not fit a screen
 _SEEDS = 2**31
+#: Settings of one search only, with its name.
+_OF_SEARCH = {"sampler": "optuna", "population": "pbt"}
 
 
 def check_sweep(config: SweepConfig) -> None:
@@ -40,7 +45,9 @@ def check_sweep(config: SweepConfig) -> None:
 
 def sweep_faults(config: SweepConfig) -> Iterator[Fault]:
     """Every fault of a valid SweepConfig: its domains, keys, values, seeds, searcher and pruner."""
+    yield from _unnamed_faults(config)
     yield from _seed_faults(config)
+    yield from _tracking_faults(config)
     yield from _objective_faults(config)
     yield from _pruner_faults(config)
     yield from _data_faults(config)
@@ -53,7 +60,7 @@ def sweep_faults(config: SweepConfig) -> Iterator[Fault]:
     if sound is not None:
         faults += value_faults(sound)
     if not faults:
-        faults += _first_faults(config)
+        faults += [*_first_faults(config), *_limit_faults(config)]
     yield from faults
     if faults or config.search.name != "grid":
         return
@@ -82,6 +89,35 @@ def grid_size(config: SweepConfig) -> int:
     return sum(1 for _, _ in zip(Space(config).grid(), range(MAX_GRID + 1), strict=False))
 
 
+def _unnamed_faults(config: SweepConfig) -> Iterator[Fault]:
+    """Settings of something whose name was forgotten, so that they would do nothing."""
+    search, pruner = config.search.model_fields_set, config.pruner.model_fields_set
+    if "name" not in search:
+        for setting in sorted(_OF_SEARCH.keys() & search):
+            text = f"search.{setting} does nothing without search.name: {_OF_SEARCH[setting]}."
+            yield Fault(("search", setting), text, "Without a name the search is a grid.")
+    if "name" not in pruner:
+        for setting in sorted(pruner):
+            text = f"pruner.{setting} does nothing without pruner.name: asha or median."
+            yield Fault(("pruner", setting), text)
+
+
+def idle_settings(config: SweepConfig) -> Iterator[str]:
+    """What was set and does nothing, being of another search than the one that is named."""
+    default = SearchConfig()
+    for setting, name in _OF_SEARCH.items():
+        if config.search.name != name and getattr(config.search, setting) != getattr(default, setting):
+            yield f"search.{setting} does nothing with search.name: {config.search.name}; it is of {name}."
+
+
+def _tracking_faults(config: SweepConfig) -> Iterator[Fault]:
+    try:
+        resolve_uri(Path(), config.tracking.uri)
+    except TrackingError as error:
+        text, _, hint = str(error).partition("\n")
+        yield Fault(("tracking", "uri"), text, hint.strip())
+
+
 def _seed_faults(config: SweepConfig) -> Iterator[Fault]:
     for keys, seeds in ((("seeds",), config.seeds), (("confirm", "seeds"), config.confirm.seeds)):
         name = ".".join(keys)
@@ -103,19 +139,29 @@ def _seed_faults(config: SweepConfig) -> Iterator[Fault]:
 
 
 def _objective_faults(config: SweepConfig) -> Iterator[Fault]:
+    several = isinstance(config.objective, tuple)
+    asked = config.objective if isinstance(config.objective, tuple) else (config.objective,)
+    task = config.run.task.name
+    names = (*METRICS[task], *QUANTITIES)
+    unknown = {index: each.metric for index, each in enumerate(asked) if each.metric not in (None, *names)}
+    for index, metric in unknown.items():
+        text = f"objective.metric must be a metric of the task {task}, but got {metric!r}."
+        hint = f"{nearest(str(metric), names)}Metrics: {', '.join(names)}."
+        yield Fault((*(("objective", index) if several else ("objective",)), "metric"), text, hint)
+    if not unknown:
+        yield from _known_objective_faults(config)
+
+
+def _known_objective_faults(config: SweepConfig) -> Iterator[Fault]:
     try:
         objectives = objectives_of(config)
     except ConfigError as error:
-        yield Fault(("objective",), str(error))
+        text, _, hint = str(error).partition("\n")
+        yield Fault(("objective",), text, hint.strip())
         return
-    task = config.run.task.name
-    names = (*METRICS[task], *QUANTITIES)
     for index, objective in enumerate(objectives):
         at = ("objective", index) if isinstance(config.objective, tuple) else ("objective",)
-        if objective.metric not in names:
-            text = f"objective.metric must be a metric of the task {task}, but got {objective.metric!r}."
-            yield Fault((*at, "metric"), text, f"Metrics: {', '.join(names)}.")
-        elif objective.metric in QUANTITIES and parameters_of(config.run) is None:
+        if objective.metric in QUANTITIES and parameters_of(config.run) is None:
             text = f"objective.metric: {objective.metric} needs a backbone whose sizes are known beforehand."
             yield Fault((*at, "metric"), text, f"Of {config.run.backbone.name} they are not.")
         elif objective.metric in [before.metric for before in objectives[:index]]:
@@ -194,4 +240,14 @@ def _misplaced(space: Space, point: Point) -> Iterable[str]:
         yield f"must give a value to every key of the space, but lacks {', '.join(missing)}."
     for key in wanted:
         if key in point and not contains(space.domains[key], point[key]):
-            yield f"sets {key} to {shown(point[key])}, which is outside its domain."
+            where = f"outside its domain, {domain_text(space.domains[key])}"
+            yield f"sets {key} to {shown(point[key])}, which is {where}."
+
+
+def _limit_faults(config: SweepConfig) -> Iterator[Fault]:
+    """A limit that sets every proposal aside."""
+    limit = config.search.max_parameters
+    if limit is None or (fewest := fewest_parameters(config)) <= limit or math.isinf(fewest):
+        return
+    text = f"search.max_parameters must be at least {fewest:,.0f}, the fewest of any point of the space, "
+    yield Fault(("search", "max_parameters"), f"{text}but got {limit:,}.", "Raise it, or widen the space.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,11 +59,13 @@ def _configure_sweep(parser: argparse.ArgumentParser) -> None:
 
 def _sweep(options: argparse.Namespace) -> Answer:
     from replora.load import load
-    from sweeps.check import sweep_faults
+    from sweeps.check import idle_settings, sweep_faults
     from sweeps.config import SweepConfig
 
     overrides = [*options.overrides, *(["backend=in-process"] if options.in_process else [])]
     config = load(SweepConfig, find_space(options.sweep), overrides, sweep_faults)
+    for text in idle_settings(config):
+        warnings.warn(text, stacklevel=1)
     folder: Path = options.dir or Path("runs", config.name)
     if options.dry_run:
         return _dry_run(config, folder)
@@ -125,7 +128,9 @@ def _packs(packs: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _point(row: dict[str, Any]) -> str:
-    values = "  ".join(f"{key}={value}" for key, value in row["point"].items())
+    from sweeps.report.words import number
+
+    values = "  ".join(f"{key}={number(value)}" for key, value in row["point"].items())
     return f"{row['fingerprint']}  {values}  seed={row['seed']}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -37,6 +37,8 @@ class Domain(Frozen):
         log_integers: The same on a logarithmic scale; low >= 1.
         when: Other keys' values under which this key exists, for example `{method.name: [replora]}`.
     """
+
+    HINT: ClassVar[str] = "For example {values: [4, 8]} or {log_uniform: [0.0001, 0.1]}."
 
     values: Annotated[tuple[Scalar, ...], Field(min_length=1)] | None = None
     uniform: tuple[float, float] | None = None

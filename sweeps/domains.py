@@ -10,7 +10,7 @@ from replora.verbs import nearest
 from sweeps.config import Domain, Scalar, SweepConfig
 from sweeps.space import Space, value_at
 
-__all__ = ["contains", "domain_faults"]
+__all__ = ["contains", "domain_faults", "domain_text"]
 
 FORMS = ("values", "uniform", "log_uniform", "integers", "log_integers")
 
@@ -48,6 +48,12 @@ def contains(domain: Domain, value: Scalar) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     whole = domain.integers is None and domain.log_integers is None
     return number and (whole or isinstance(value, int)) and bounds[0] <= float(value) <= bounds[1]
+
+
+def domain_text(domain: Domain) -> str:
+    """A domain as it stands in a file: `log_uniform [0.001, 0.1]`."""
+    form = next(form for form in FORMS if getattr(domain, form) is not None)
+    return f"{form} {shown(list(getattr(domain, form)))}"
 
 
 def _bounds(domain: Domain) -> tuple[float, float] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -15,9 +16,10 @@ from replora.models.shapes import shapes_of
 from replora.overlay import nested, overlay, split_key
 from replora.validate import validate
 from sweeps.config import Domain, Scalar, SweepConfig
+from sweeps.objective import parameters_of
 from sweeps.space import Point, Space
 
-__all__ = ["grid_faults", "value_faults"]
+__all__ = ["fewest_parameters", "grid_faults", "value_faults"]
 
 DRAWS = 16  # points that are tried before a value itself is blamed
 MAX_SHOWN = 5  # points of a grid whose faults are told
@@ -51,6 +53,30 @@ def grid_faults(config: SweepConfig) -> Iterator[Fault]:
                 yield Fault(("space",), f"the grid's point {where} is no valid run: {said}", _WHEN)
     if found > MAX_SHOWN:
         yield Fault(("space",), f"{found - MAX_SHOWN} more points of the grid are no valid runs.")
+
+
+def fewest_parameters(config: SweepConfig) -> float:
+    """The fewest parameters (without the head) that a point of the space trains; infinite if unknown.
+
+    Key by key the value or bound with the fewest is taken, which finds the least where counts grow with
+    each key, as those of every method do.
+    """
+    space = Space(config)
+    return min(_fewest(config.run, space, base) for base in _switched(space))
+
+
+def _fewest(run: RunConfig, space: Space, base: Point) -> float:
+    point = dict(base)
+    for key in [key for key in space.domains if key not in base and space.exists(key, base)]:
+        tried = [{**point, key: value} for value in _values(space.domains[key])]
+        point = min(tried, key=lambda each: _parameters(run, each))
+    return _parameters(run, point)
+
+
+def _parameters(run: RunConfig, point: Point) -> float:
+    """Of the run at a point; infinite where it is no valid run or its shapes are unknown."""
+    count = None if run_faults(run, point) else parameters_of(run_from(run, point))
+    return math.inf if count is None else count
 
 
 _WHEN = "Use `when` to leave out what does not go together, or random search, which passes over it."

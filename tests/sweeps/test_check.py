@@ -7,7 +7,7 @@ import pytest
 
 from replora.errors import ConfigError
 from replora.load import load
-from sweeps.check import check_sweep, sweep_faults
+from sweeps.check import check_sweep, idle_settings, sweep_faults
 from sweeps.commands import SPACES
 from sweeps.config import SweepConfig
 from tests.sweeps.simulated import grid, sweep
@@ -85,7 +85,14 @@ def test_a_faulty_space_is_refused_in_words(space: dict[str, Any], words: str) -
         ({"seeds": (-1,)}, "seeds[0] must be in 0 to 2147483647, but got -1"),
         ({"confirm": {"top": 2}}, "confirm.seeds is needed"),
         ({"confirm": {"seeds": (5,)}}, "confirm.top must be at least 1"),
-        ({"objective": {"metric": "acuracy", "direction": "maximize"}}, "but got 'acuracy'"),
+        ({"objective": {"metric": "acuracy"}}, "but got 'acuracy'. Did you mean accuracy?"),
+        ({"pruner": {"grace_steps": 50}}, "pruner.grace_steps does nothing without pruner.name"),
+        ({"tracking": {"uri": "http://me:s3cret@host"}}, "tracking.uri for host holds a password"),
+        ({"tracking": {"uri": "./mlruns"}}, "must be a database or a server, but got './mlruns'"),
+        (
+            {"search": {"name": "optuna", "trials": 3, "max_parameters": 10}},
+            "must be at least 16,784, the fewest of any point of the space, but got 10",
+        ),
         ({"pruner": {"name": "asha", "grace_steps": 200}}, "could stop no trial"),
         ({"search": {"name": "optuna", "trials": 3, "first": ({"optim.lr": 1e-2},)}}, "lacks method.rank"),
         (
@@ -96,6 +103,32 @@ def test_a_faulty_space_is_refused_in_words(space: dict[str, Any], words: str) -
 )
 def test_a_faulty_sweep_is_refused_in_words(changes: dict[str, Any], words: str) -> None:
     assert words in faults(sweep(**changes))
+
+
+def test_a_setting_of_a_search_without_a_name_is_a_fault_and_of_another_search_a_note() -> None:
+    config = grid(search={"sampler": "gp"})
+    assert "search.sampler does nothing without search.name: optuna" in faults(config)
+    config = sweep(search={"name": "random", "trials": 3, "sampler": "gp"})
+    assert faults(config) == ""
+    assert list(idle_settings(config)) == [
+        "search.sampler does nothing with search.name: random; it is of optuna."
+    ]
+
+
+def test_a_bare_list_as_a_domain_says_how_to_write_it(tmp_path: Path) -> None:
+    path = tmp_path / "bare.yaml"
+    path.write_text("name: bare\nspace:\n  optim.lr: [0.1, 0.2]\n")
+    with pytest.raises(ConfigError, match=r"For example {values: \[4, 8\]}"):
+        load(SweepConfig, path, (), sweep_faults)
+
+
+def test_a_password_in_an_override_is_not_shown(tmp_path: Path) -> None:
+    path = tmp_path / "one.yaml"
+    path.write_text("name: one\nspace: {optim.lr: {values: [0.1]}}\n")
+    for override in ("tracking.uri=http://me:s3cret@host:50", "tracking.uri=[http://me:s3cret@host:50]"):
+        with pytest.raises(ConfigError) as caught:
+            load(SweepConfig, path, [override], sweep_faults)
+        assert "s3cret" not in str(caught.value)
 
 
 def test_what_only_some_draws_violate_is_no_fault_of_a_random_search() -> None:
