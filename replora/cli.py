@@ -16,7 +16,7 @@ from typing import NoReturn
 from replora.commands import VERBS
 from replora.errors import ConfigError, MachineError, ReploraError
 from replora.offers import offers
-from replora.verbs import Answer, Verb, nearest
+from replora.verbs import Answer, Follower, Verb, nearest
 
 __all__ = ["main"]
 
@@ -63,9 +63,24 @@ def find_verbs() -> dict[str, Verb]:
     found = {verb.name: verb for verb in VERBS}
     for package, offered in offers("replora.commands"):
         for verb in offered:
+            if isinstance(verb, Follower):
+                continue
             if found.setdefault(verb.name, verb) is not verb:
                 raise MachineError(f"two packages offer the verb {verb.name}; one of them is {package}.")
     return found
+
+
+def _follow(verb: Verb, options: argparse.Namespace, answer: Answer) -> None:
+    """Lets other packages do what they have to do after a verb."""
+    for _, offered in offers("replora.commands"):
+        for follower in offered:
+            if isinstance(follower, Follower) and follower.verb == verb.name:
+                try:
+                    words = follower.run(options, answer)
+                except (ReploraError, OSError) as error:  # the verb has done what it was asked for
+                    words = f"{type(error).__name__}: {error}"
+                if words:
+                    _note(words)
 
 
 def _dispatch(words: list[str]) -> int:
@@ -87,6 +102,9 @@ def _dispatch(words: list[str]) -> int:
     with _stdout_for_the_answer(options.json):
         answer = verb.run(options)
     _print(answer, options.json)
+    if _leads() and answer.status == 0:
+        with _stdout_for_the_answer(options.json):
+            _follow(verb, options, answer)
     return answer.status
 
 
@@ -125,10 +143,14 @@ def _overview(verbs: dict[str, Verb]) -> str:
 
 def _print(answer: Answer, as_json: bool) -> None:
     text = json.dumps(_finite(answer.document), allow_nan=False) if as_json else answer.text
-    follows = os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0"
-    if text and not follows:  # under torchrun, rank 0 answers for all
+    if text and _leads():
         sys.stdout.write(text.rstrip("\n") + "\n")
         sys.stdout.flush()
+
+
+def _leads() -> bool:
+    """Under torchrun, rank 0 answers for all."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 def _finite(value: object) -> object:

@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Answer", "Verb", "nearest", "table"]
+__all__ = ["Answer", "Follower", "Verb", "nearest", "table"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,20 @@ class Verb:
     configure: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], Answer]
     spends: bool = False
+
+
+@dataclass(frozen=True)
+class Follower:
+    """What an upper package does once a verb of a lower one is done; offered in the same tuples as verbs.
+
+    Attributes:
+        verb: Name of the verb.
+        run: Takes its arguments and its answer; gives words for a person, or none. What it cannot do is
+            no failure of the verb.
+    """
+
+    verb: str
+    run: Callable[[argparse.Namespace, Answer], str]
 
 
 def nearest(word: str, names: Iterable[str], prefix: str = "") -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replora.errors import ConfigError
-from replora.verbs import Answer, Verb, nearest
+from replora.verbs import Answer, Follower, Verb, nearest
 from sweeps.doctoring import DOCTOR
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ def _sync(options: argparse.Namespace) -> Answer:
     from sweeps.mlflow_recorder import sync
 
     found = sync(options.dir, options.uri)
-    text = f"{found.points} metric values of {found.trials} trials are in MLflow: {found.uri}"
+    text = f"{found.points} metric values of {found.trials} runs are in MLflow: {found.uri}"
     return Answer(asdict(found), "\n".join([text, *found.refused]), status=1 if found.refused else 0)
 
 
@@ -251,11 +251,22 @@ def _export_study(options: argparse.Namespace) -> Answer:
     return Answer({"study": str(path), "trials": count}, text)
 
 
-VERBS: tuple[Verb, ...] = (
+def _record_final(options: argparse.Namespace, answer: Answer) -> str:
+    """After `replora train`: the final run of a sweep belongs beside its trials."""
+    if options.dry_run:
+        return ""
+    from sweeps.final import record_final
+
+    assert isinstance(answer.document, dict)
+    return record_final(options.run, answer.document)
+
+
+VERBS: tuple[Verb | Follower, ...] = (
     Verb("sweep", "run a sweep", _configure_sweep, _sweep, spends=True),
     Verb("resume", "go on with a sweep that was cut off", _configure_resume, _resume, spends=True),
     Verb("best", "the best configuration of one or several sweeps", _configure_best, _best),
     Verb("export-study", "a sweep as an Optuna study, for optuna-dashboard", _configure_study, _export_study),
     Verb("sync", "replay a sweep's ledger into MLflow", _configure_sync, _sync),
     DOCTOR,
+    Follower("train", _record_final),
 )

@@ -69,7 +69,7 @@ class SyncResult:
     Attributes:
         uri: Where to.
         run: MLflow's id of the sweep's run.
-        trials: Runs below it.
+        trials: Runs below it, final runs among them.
         points: Metric values of the ledger that are in MLflow now.
         refused: What MLflow did not take, in words; empty when all went well.
     """
@@ -274,7 +274,8 @@ class _MlflowSession:
         known = state.run if change.trial is None else state.trials.get(change.trial)
         if not change.title or known in self._status:
             return False
-        tags = change.tags | ({} if change.trial is None else {MLFLOW_PARENT: state.run})
+        parent = state.run if change.parent is None else state.trials.get(change.parent, state.run)
+        tags = change.tags | ({} if change.trial is None else {MLFLOW_PARENT: parent})
         run = self._client.create_run(
             self._experiment, start_time=change.start_ms, tags=tags, run_name=change.title
         ).info
@@ -319,9 +320,11 @@ class _MlflowSession:
         found = self._search(f"tags.ledger = '{state.ledger}'")
         run = found[0].info.run_id if found else ""
         children = self._search(f"tags.`{MLFLOW_PARENT}` = '{run}'") if run else []
+        finals = self._search(f"tags.final_of = '{state.ledger}'") if run else []
         state.run = run
         state.trials = {run.data.tags["fingerprint"]: run.info.run_id for run in children}
-        self._status = {run.info.run_id: run.info.status for run in found + children}
+        state.trials |= {f"{run.data.tags['fingerprint']}/final": run.info.run_id for run in finals}
+        self._status = {run.info.run_id: run.info.status for run in found + children + finals}
 
     def _search(self, text: str) -> list[Run]:
         runs: list[Run] = []

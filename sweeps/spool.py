@@ -37,7 +37,8 @@ class Change:
     """Everything that some ledger lines say of one run, in the order in which it is to be applied.
 
     Attributes:
-        trial: Fingerprint; None means the run of the sweep itself.
+        trial: Fingerprint; None means the run of the sweep itself, `<fingerprint>/final` a final run.
+        parent: The trial below which the run is created; None: below the sweep.
         title: Name of the run, only where these lines create it; `start_ms` is its start then.
         config: The resolved configuration, to be kept as an artifact.
         adapter: Folder of the adapter, to be kept as an artifact.
@@ -47,6 +48,7 @@ class Change:
     """
 
     trial: str | None
+    parent: str | None = None
     title: str = ""
     start_ms: int = 0
     tags: dict[str, str] = field(default_factory=dict)
@@ -76,6 +78,7 @@ class Translator:
         self._open: set[str] = set()
         self._common: dict[str, str] = {}
         self._tasks: dict[str, str] = {}
+        self._data: tuple[str, str] | None = None
         self._samples = 0
         self._state: str | None = None
 
@@ -159,7 +162,8 @@ class Translator:
         change.status = "RUNNING"
         change.tags |= {"state": "running", "host": line["host"], "attempt": str(line["attempt"])}
         if line.get("data"):
-            change.data = self._change(None).data = (self._tasks[line["trial"]], line["data"])
+            self._data = self._tasks[line["trial"]], line["data"]
+            change.data = self._change(None).data = self._data
 
     def _reported(self, line: Line, change: Change, time_ms: int) -> None:
         self._add(change, line["step"], line["metrics"], time_ms)
@@ -189,6 +193,23 @@ class Translator:
         self._open.discard(line["trial"])
         self._end(change, "FAILED", time_ms, state="failed")
 
+    def _final(self, line: Line, trial: Change, time_ms: int) -> None:
+        """A run below that of the trial whose configuration it trained once more."""
+        change = self._change(f"{line['trial']}/final")
+        change.parent, change.title = line["trial"], f"final-{line['trial'].rpartition(':')[2][:8]}"
+        change.start_ms = time_ms - round(line["seconds"] * 1000)
+        change.params, change.config = dict(flatten(line["config"])), line["config"]
+        change.data, change.adapter = self._data, line["adapter"]
+        change.tags = self._common | {
+            "kind": "final",
+            "fingerprint": line["trial"],
+            "final_of": self.ledger,
+            "folder": line["folder"],
+            **_provenance(line),
+        }
+        self._add(change, line["step"], line["metrics"], time_ms)
+        self._end(change, "FINISHED", time_ms, state="finished")
+
 
 _HANDLERS = {
     "sweep": Translator._sweep,
@@ -201,6 +222,7 @@ _HANDLERS = {
     "pruned": Translator._pruned,
     "failed": Translator._failed,
     "machine": Translator._machine,
+    "final": Translator._final,
 }
 
 

@@ -133,7 +133,8 @@ class Delivered:
     Attributes:
         uri: Absolute tracking URI; null means SQLite in the folder, wherever the folder is moved.
         ledger: Identity of the ledger (Translator.ledger); another one starts from nothing.
-        run: MLflow's id of the sweep's run; `trials` has those of the trials by fingerprint.
+        run: MLflow's id of the sweep's run; `trials` has those of the trials by fingerprint,
+            and of final runs by `<fingerprint>/final`.
         offset: Bytes of the ledger whose lines are all recorded.
     """
 

@@ -12,7 +12,7 @@ from sweeps.objective import Objective
 
 __all__ = ["Stage", "State", "SweepView", "TrialView"]
 
-Stage = Literal["search", "confirm", "final"]
+Stage = Literal["search", "confirm"]
 State = Literal["asked", "running", "paused", "finished", "pruned", "failed"]
 
 
@@ -34,6 +34,8 @@ class TrialView:
         attempts: Times it was started.
         parent: The trial whose checkpoint after `parent_step` steps this one began with; else empty.
         paused_at: Step at which it last waited for the rest of its population; 0 if it never did.
+        final: Metrics of the final run that trained its configuration once more, those of the test split
+            among them; empty where there is none. `final_dir` is that run's folder.
     """
 
     fingerprint: str
@@ -56,6 +58,8 @@ class TrialView:
     parent: str = ""
     parent_step: int = 0
     paused_at: int = 0
+    final: dict[str, float] = field(default_factory=dict)
+    final_dir: str = ""
 
     @property
     def ended(self) -> bool:
@@ -74,7 +78,7 @@ class SweepView:
         closed: State at the end (`done` or `failed`), or None while something is left to do.
         size: Lines seen.
         started: Time of the first line, in unix seconds.
-        updated: Time of the last line.
+        updated: Time of the last line, final runs excepted.
         data: Hash of the data that the trials read; empty until a host has told it.
         data_open: Other data would be accepted, since a person has accepted changes.
         skipped: Proposals that became no trial, being invalid or known already.
@@ -108,8 +112,10 @@ class SweepView:
     def apply(self, line: Line) -> None:
         """Takes in the next line of the ledger."""
         self.size += 1
-        last, self.updated = self.updated, line["time"]
         event, trial = line["event"], line["trial"]
+        last = self.updated
+        if event != "final":
+            self.updated = line["time"]
         if event in _WHOLE:
             _WHOLE[event](self, line, last)
         elif event == "asked":
@@ -205,6 +211,10 @@ def _continued(trial: TrialView, line: Line) -> None:
     trial.state, trial.reason = "asked", ""
 
 
+def _final(trial: TrialView, line: Line) -> None:
+    trial.final, trial.final_dir = _floats(line["metrics"]), line["folder"]
+
+
 _APPLY = {
     "started": _started,
     "reported": _reported,
@@ -214,6 +224,7 @@ _APPLY = {
     "failed": _failed,
     "paused": _paused,
     "continued": _continued,
+    "final": _final,
 }
 
 

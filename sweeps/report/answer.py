@@ -10,7 +10,7 @@ from sweeps.report.front import front_table
 from sweeps.report.html import Html, join, tag, title
 from sweeps.report.results import Results
 from sweeps.report.scales import Scale, scale_of
-from sweeps.report.search_words import phases_text
+from sweeps.report.search_words import final_text, phases_text
 from sweeps.report.words import amount, in_order, number, plain, score, short_names
 
 __all__ = ["answer", "front_text", "rivals_text"]
@@ -58,6 +58,8 @@ def _card(results: Results, best: Contender) -> Html:
     then = "Train it to the end and test it once" if over else "The sweep is not over; go on with it"
     command = tag("code", "replora train best.yaml" if over else "replora resume .")
     after = tag("p", f"{then}, in this page's folder: ", command, class_="absent")
+    if final := final_text(best.group.search):
+        after = tag("p", f"Final run: {plain(final, 500)}.", class_="absent")
     return tag("div", headline, tag("dl", *values, class_="values"), verdict, details, after, class_="card")
 
 

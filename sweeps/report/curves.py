@@ -42,7 +42,7 @@ def curves_figure(results: Results) -> Figure:
 def _ordered(results: Results) -> list[TrialView]:
     """Finished trials, the best first, then those without a full-length result."""
     finished = results.chosen_first
-    others = [t for t in results.view.trials.values() if t.stage != "final" and t.state != "finished"]
+    others = [t for t in results.view.trials.values() if t.state != "finished"]
     return finished + [trial for trial in others if trial.reports]
 
 

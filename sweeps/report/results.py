@@ -50,11 +50,7 @@ class Results:
             frozenset(t.fingerprint for t in best.group.search + best.group.confirm) if best else frozenset()
         )
         search = tuple(trial for trial in view.trials.values() if trial.stage == "search")
-        done = [
-            t
-            for t in view.trials.values()
-            if t.stage != "final" and t.state == "finished" and _valid(t.objective)
-        ]
+        done = [t for t in view.trials.values() if t.state == "finished" and _valid(t.objective)]
         done.sort(key=lambda trial: trial.objective or 0.0, reverse=view.direction == "maximize")
         values = [trial.objective for trial in done if trial.objective is not None]
         shade = Shade.of(values, view.direction) if values else None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from sweeps.ledger import SweepView, TrialView
 from sweeps.lineage import lineage_text
+from sweeps.report.words import amount
 from sweeps.warm import earlier_words
 
-__all__ = ["copy_text", "phases_text", "schedule_text", "warm_texts"]
+__all__ = ["copy_text", "final_text", "phases_text", "schedule_text", "warm_texts"]
 
 
 def schedule_text(view: SweepView) -> str:
@@ -36,6 +37,16 @@ def warm_texts(view: SweepView) -> Iterator[str]:
 def copy_text(view: SweepView, trial: TrialView) -> str:
     """`copy of 3 at 50` for a copy of population-based training; else empty."""
     return f"copy of {view.trials[trial.parent].number} at {trial.parent_step}" if trial.parent else ""
+
+
+def final_text(trials: Iterable[TrialView]) -> str:
+    """What the final run of a configuration's trials gave on the test split, and where it is; else empty."""
+    for trial in trials:
+        tested = [(name, value) for name, value in trial.final.items() if name.startswith("test_")]
+        if tested:
+            values = ", ".join(f"{name} {amount(value)}" for name, value in tested)
+            return f"{values} ({trial.final_dir})"
+    return ""
 
 
 def phases_text(view: SweepView, trial: TrialView) -> str:

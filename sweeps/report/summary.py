@@ -13,7 +13,7 @@ from sweeps.ledger import SweepView
 from sweeps.report.answer import front_text, rivals_text
 from sweeps.report.page import REPORT_NAME
 from sweeps.report.results import failure_groups
-from sweeps.report.search_words import phases_text, schedule_text, warm_texts
+from sweeps.report.search_words import final_text, phases_text, schedule_text, warm_texts
 from sweeps.report.words import amount, duration, plain, point_text, score
 from sweeps.tracking import resolve_uri
 
@@ -118,6 +118,8 @@ def _places(view: SweepView, selection: Selection, folder: Path) -> Iterator[str
     yield f"mlflow    {resolve_uri(folder, view.config.get('tracking', {}).get('uri'))}"
     if view.closed is None:
         yield f"next      replora resume {shlex.quote(str(folder))}"
+    elif selection.best is not None and (final := final_text(selection.best.group.search)):
+        yield f"final     {plain(final)}"
     elif selection.best is not None:
         yield f"next      replora train {shlex.quote(str(best))}"
     else:

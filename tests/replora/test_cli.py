@@ -23,7 +23,7 @@ from replora.config import DigitsTask, RunConfig
 from replora.errors import MachineError, PlanError, RunFailedError
 from replora.fingerprint import fingerprint
 from replora.load import load_run
-from replora.verbs import Answer, Verb, nearest, table
+from replora.verbs import Answer, Follower, Verb, nearest, table
 
 ROOT = Path(__file__).parents[2]
 RECIPE = "vit-digits-digits-replora"
@@ -216,6 +216,20 @@ def test_two_packages_with_the_same_verb_are_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(cli, "offers", lambda group: iter([("other", (other,))]))
     with pytest.raises(MachineError, match="two packages offer the verb ls; one of them is other"):
         cli.find_verbs()
+
+
+def test_what_follows_a_verb_does_not_fail_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(options: argparse.Namespace, answer: Answer) -> str:
+        raise MachineError(f"no room for {answer.text}")
+
+    probe = Verb("probe", "", lambda parser: None, lambda options: Answer({}, "done"))
+    offered = (Follower("probe", lambda options, answer: "and more"), Follower("probe", fail))
+    monkeypatch.setattr(cli, "VERBS", (probe,))
+    monkeypatch.setattr(cli, "offers", lambda group: iter([("other", offered)]))
+    assert cli.main(["probe", "--json"]) == 0
+    assert capsys.readouterr() == ("{}\n", "and more\nMachineError: no room for done\n")
 
 
 # --- ls --------------------------------------------------------------------------------------------

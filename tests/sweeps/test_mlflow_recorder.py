@@ -40,18 +40,28 @@ def record(folder: Path, *parts: list[Entry], **options: Any) -> MlflowRecorder:
 
 
 def adapter_trial(folder: Path) -> list[Entry]:
-    """A final trial with an adapter on disk."""
+    """A trial with an adapter on disk."""
     adapter = folder / "trials" / "f" / "adapter"
     adapter.mkdir(parents=True)
     (adapter / "adapter.safetensors").write_bytes(b"weights")
     config = RunConfig(seed=7).model_dump(mode="json")
-    asked = {"number": 9, "stage": "final", "point": {}, "seed": 7, "config": config}
+    asked = {"number": 9, "stage": "confirm", "point": {}, "seed": 7, "config": config}
     done = {"step": 3, "metrics": {"test_accuracy": 0.9}, "objective": 0.8, "seconds": 1.0}
     return [
         Entry("asked", "f", asked),
         Entry("started", "f", {"host": "host-1", "attempt": 1}),
         Entry("finished", "f", done | {"adapter": str(adapter.relative_to(folder))}),
     ]
+
+
+def final_run(folder: Path) -> Entry:
+    """What `replora train best.yaml` records of the same trial's configuration."""
+    values = {"accuracy": 0.8, "test_accuracy": 0.7}
+    config = RunConfig(seed=7).model_dump(mode="json")
+    fields = {"folder": "/runs/final", "adapter": str(folder / "trials" / "f" / "adapter"), "config": config}
+    return Entry(
+        "final", "f", {**fields, "step": 3, "metrics": values, "seconds": 2.0, "versions": {}, "git": ""}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +74,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, mlflow_schema: Path) -> Path
             for entry in tracked.trial(number, end=end)]  # fmt: skip
     closed = Entry("closed", None, {"state": "done"})
     record(folder, [tracked.FIRST], ends, [*adapter_trial(folder), closed])
+    record(folder, [final_run(folder)])  # by another process, later
     return folder
 
 
@@ -81,11 +92,19 @@ def test_trials_are_children_of_the_sweep(whole: Path) -> None:
     assert parents == [parent] * 5
 
 
+def test_the_final_run_is_below_its_trial_and_has_the_values_of_the_test(whole: Path) -> None:
+    (final,) = (run for run in runs_at(uri_of(whole)) if run.data.tags["kind"] == "final")
+    assert final.data.tags["mlflow.parentRunId"] == trials_at(uri_of(whole))["f"].info.run_id
+    assert (final.data.tags["fingerprint"], final.data.tags["folder"]) == ("f", "/runs/final")
+    assert final.data.metrics == {"accuracy": 0.8, "test_accuracy": 0.7}
+    assert final.info.end_time - final.info.start_time == 2000
+
+
 def test_runs_end_as_their_trials_did(whole: Path) -> None:
     ends = Counter((run.info.status, run.data.tags["state"]) for run in runs_at(uri_of(whole)))
     assert ends == {
         ("FINISHED", "done"): 1,
-        ("FINISHED", "finished"): 2,
+        ("FINISHED", "finished"): 3,
         ("FINISHED", "pruned"): 1,
         ("FAILED", "failed"): 1,
         ("KILLED", "stopped"): 1,
@@ -101,7 +120,7 @@ def test_the_sweeps_run_says_what_it_was(whole: Path) -> None:
 
 def test_a_trials_run_says_where_it_comes_from(whole: Path) -> None:
     tags = trials_at(uri_of(whole))["f"].data.tags
-    assert (tags["trial"], tags["stage"], tags["host"], tags["sweep"]) == ("9", "final", "host-1", "toy")
+    assert (tags["trial"], tags["stage"], tags["host"], tags["sweep"]) == ("9", "confirm", "host-1", "toy")
     assert (tags["git"], tags["version.torch"]) == ("0123abc", "2.14.1")
 
 
@@ -144,7 +163,7 @@ def test_the_sweeps_documents_are_artifacts(whole: Path) -> None:
 def test_sync_into_a_new_database_gives_the_same(whole: Path, sweep_folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(whole, tmp_path / "copy", ignore=shutil.ignore_patterns("mlflow*", ".mlflow*"))
     result = sync(copy, f"sqlite:///{sweep_folder}/mlflow.db")
-    assert (result.trials, result.points, result.refused) == (5, sum(rows_due(whole).values()), ())
+    assert (result.trials, result.points, result.refused) == (6, sum(rows_due(whole).values()) + 2, ())
     assert rows_at(result.uri) == rows_due(whole)
     assert json.loads((copy / STATE_NAME).read_text())["run"] == result.run
 
@@ -175,7 +194,7 @@ def test_a_moved_sweep_is_recorded_where_it_lies(whole: Path, tmp_path: Path) ->
     result = sync(new)
     assert result.uri == f"sqlite:///{new}/mlflow.db"
     assert rows_at(result.uri) == rows_due(whole)
-    assert len(runs_at(result.uri)) == 6
+    assert len(runs_at(result.uri)) == 7
     assert not old.exists()
 
 

@@ -68,6 +68,8 @@ def rows_due(folder: Path) -> Counter[Row]:
     """What the ledger's lines say, read without the recorder's code."""
     rows: dict[tuple[str, str, int], Row] = {}
     for line in read_lines(folder):
+        if line["event"] == "final":
+            continue  # has a run of its own
         values = dict(line.get("metrics") or {})
         if line.get("objective") is not None:
             values["objective"] = line["objective"]
