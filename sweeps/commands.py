@@ -247,7 +247,7 @@ def _export_study(options: argparse.Namespace) -> Answer:
     check_installed(SearchConfig(name="optuna", trials=1))
     path: Path = options.out or options.dir / STUDY_NAME
     count = write_study(options.dir, path)
-    text = f"{count} trials are in {path}. Look at them: optuna-dashboard {shlex.quote(str(path))}"
+    text = f"{count} trials are in {path}. Look at them (pip install optuna-dashboard):\n  optuna-dashboard {shlex.quote(str(path))}"
     return Answer({"study": str(path), "trials": count}, text)
 
 

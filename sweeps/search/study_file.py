@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replora.errors import ConfigError
+from sweeps.best import select
 from sweeps.config import SweepConfig
 from sweeps.ledger import SweepView, TrialView, read_lines
+from sweeps.report.search_words import schedule_text
+from sweeps.report.words import point_text, score
 from sweeps.search.optuna_search import distribution_of
 from sweeps.space import Space
 
@@ -39,6 +42,7 @@ def write_study(folder: Path, path: Path) -> int:
 
     Every trial of the sweep is one of the study, in the same order: its point as parameters, its objectives
     as values, its evaluations as intermediate values, and seed, stage, fingerprint and reason as attributes.
+    The study's own attributes say what the best configuration is: Optuna's best trial is that of one seed.
 
     Args:
         folder: The sweep's.
@@ -63,7 +67,8 @@ def write_study(folder: Path, path: Path) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # names of metrics are experimental in Optuna
             study.set_metric_names([objective.metric for objective in view.objectives])
-        study.set_user_attr("fingerprint", view.fingerprint)
+        for name, text in _study_attributes(view).items():
+            study.set_user_attr(name, text)
         kinds = _distributions(view)
         for trial in view.trials.values():
             study.add_trial(_frozen(view, trial, kinds, times.get(trial.fingerprint, {})))
@@ -98,6 +103,23 @@ def _check_replaceable(path: Path) -> None:
 def _distributions(view: SweepView) -> dict[str, BaseDistribution]:
     space = Space(SweepConfig.model_validate(view.config))
     return {key: distribution_of(domain) for key, domain in space.domains.items()}
+
+
+def _study_attributes(view: SweepView) -> dict[str, str]:
+    found = {
+        "fingerprint": view.fingerprint,
+        "state": view.closed or "not over",
+        "schedule": schedule_text(view),
+        "data": view.data,
+        "git": view.git,
+    }
+    if best := select(view).best:
+        numbers = ", ".join(str(trial.number) for trial in best.trials)
+        which = f"trials {numbers}, their mean" if len(best.trials) > 1 else f"trial {numbers}"
+        found["best configuration"] = (
+            f"{point_text(best.group.point)}: {view.metric} {score(best.mean)} ({which})"
+        )
+    return {name: text for name, text in found.items() if text}
 
 
 def _frozen(

@@ -13,6 +13,7 @@ from optuna.storages.journal import JournalFileBackend
 from replora.cli import main
 from replora.errors import ConfigError
 from replora.train.events import Failed
+from sweeps.best import select
 from sweeps.ledger import SweepView
 from sweeps.search import write_study
 from tests.sweeps.simulated import SimulatedHost, begin, grid, run, sweep
@@ -49,6 +50,15 @@ def test_the_best_trial_is_the_same(tmp_path: Path) -> None:
     study, view = exported(tmp_path)
     finished = [trial for trial in view.trials.values() if trial.state == "finished"]
     assert study.best_value == max(trial.objective or 0 for trial in finished)
+
+
+def test_the_study_says_what_the_sweep_chose_and_what_its_schedules_follow(tmp_path: Path) -> None:
+    study, view = exported(tmp_path)
+    best = select(view).best
+    assert best is not None
+    numbers = ", ".join(str(trial.number) for trial in best.trials)
+    assert study.user_attrs["best configuration"].endswith(f"(trials {numbers}, their mean)")
+    assert study.user_attrs["schedule"] == "of a trial's full length, also where it is stopped before"
 
 
 def test_a_study_of_several_objectives_has_their_values_and_names(tmp_path: Path) -> None:
