@@ -247,8 +247,8 @@ def _export_study(options: argparse.Namespace) -> Answer:
     check_installed(SearchConfig(name="optuna", trials=1))
     path: Path = options.out or options.dir / STUDY_NAME
     count = write_study(options.dir, path)
-    text = f"{count} trials are in {path}. Look at them (pip install optuna-dashboard):\n  optuna-dashboard {shlex.quote(str(path))}"
-    return Answer({"study": str(path), "trials": count}, text)
+    look = f"Look at them (pip install optuna-dashboard):\n  optuna-dashboard {shlex.quote(str(path))}"
+    return Answer({"study": str(path), "trials": count}, f"{count} trials are in {path}. {look}")
 
 
 def _record_final(options: argparse.Namespace, answer: Answer) -> str:
