@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from replora.config import RunConfig
+from cluster.stages import Stage, bart_stages, video_stages
+from replora.config import RunConfig, TextToTextTask, VideoFolderTask
 from replora.errors import PlanError
-from replora.models.shapes import BackboneShape, LanguageShape, TargetShape, shapes_of
+from replora.models.shapes import (
+    BART,
+    LLAMA,
+    VIDEO_SWIN,
+    BackboneShape,
+    BartShape,
+    LanguageShape,
+    TargetShape,
+    VideoSwinShape,
+    shapes_of,
+)
 from replora.verbs import nearest
 
 __all__ = ["BYTES", "Anatomy", "anatomy_of"]
@@ -19,7 +31,7 @@ __all__ = ["BYTES", "Anatomy", "anatomy_of"]
 BYTES = {"fp32": 4, "fp64": 8, "bf16": 2}
 #: Patches up to which ViTs run plain attention (replora.models.vision.unfuse_short_attention).
 _PLAIN_ATTENTION = 64
-_KNOWN = ("vit-digits", "vit-ti16", "vit-s16", "vit-b16", "vit-l16", "llama-7b", "llama-13b")
+_KNOWN = ("vit-digits", "vit-ti16", "vit-s16", "vit-b16", "vit-l16", *LLAMA, *BART, *VIDEO_SWIN)
 
 
 @dataclass(frozen=True)
@@ -40,9 +52,13 @@ class Anatomy:
         fused_attention: Whether attention never holds the `[H, T, T]` weights.
         keys: Features of a token's keys; fewer than `width` where queries are grouped.
         pixels: Numbers of an image for each of its tokens; 0 for texts.
+        stages: Parts of unlike layers; empty where all layers are alike.
+        beside_parameters: What trains beside any method.
+        visual: Features of each visual token that a VL-BART embeds; 0 without.
+        visual_tokens: Of one example.
     """
 
-    family: Literal["vit", "llama"]
+    family: Literal["vit", "llama", "swin", "bart"]
     width: int
     hidden: int
     depth: int
@@ -55,6 +71,24 @@ class Anatomy:
     fused_attention: bool = True
     keys: int = 0
     pixels: int = 0
+    stages: tuple[Stage, ...] = ()
+    beside_parameters: int = 0
+    visual: int = 0
+    visual_tokens: int = 0
+
+    @property
+    def parts(self) -> tuple[Stage, ...]:
+        """Its layers, in one stage where they are all alike."""
+        if self.stages:
+            return self.stages
+        targets = tuple(target for target in self.targets if target.block == 0)
+        seen = 0 if self.fused_attention else self.tokens or 1
+        kind: Literal["vit", "llama"] = "vit" if self.family == "vit" else "llama"
+        return (
+            Stage(
+                kind, self.width, self.hidden, self.depth, self.heads, targets, self.tokens or None, seen=seen
+            ),
+        )
 
 
 def anatomy_of(config: RunConfig) -> Anatomy:
@@ -69,39 +103,71 @@ def anatomy_of(config: RunConfig) -> Anatomy:
         raise PlanError(
             f"backbone.name: the sizes of {config.backbone.name} are not known without building it, so its "
             f"memory cannot be planned.\n  {hint}Known: {', '.join(_KNOWN)}, plain timm/vit_* names, and "
-            "hf/<folder> with the config.json of a model of Llama's form."
+            "hf/<folder or cached hub name> with the config.json of a BART or of a model of Llama's form."
         )
-    if not isinstance(shape, BackboneShape | LanguageShape):
-        raise PlanError(
-            f"backbone.name: memory of {config.backbone.name} is not planned yet: its activations were never "
-            f"measured against a formula.\n  Planned: {', '.join(_KNOWN)}, plain timm/vit_* names."
-        )
+    if isinstance(shape, VideoSwinShape):
+        return _video(shape, config)
+    if isinstance(shape, BartShape):
+        return _bart(shape, config)
     return _llama(shape, config) if isinstance(shape, LanguageShape) else _vit(shape)
 
 
-#: Fields of a config.json of Llama's form -> those of `LanguageShape`.
-_DESCRIBED = {
-    "hidden_size": "width",
-    "num_hidden_layers": "depth",
-    "num_attention_heads": "heads",
-    "intermediate_size": "hidden",
-    "vocab_size": "vocabulary",
-}
-
-
-def _described(config: RunConfig) -> LanguageShape | None:
-    """Sizes that a checkpoint's folder states; its weights are not looked at."""
-    backbone = config.backbone
-    named = backbone.weights if backbone.weights not in ("pretrained", "random") else backbone.name
-    if not backbone.name.startswith("hf/"):
-        return None
-    path = Path(named.removeprefix("hf/")).expanduser() / "config.json"
+def _described(config: RunConfig) -> LanguageShape | BartShape | None:
+    """Sizes that the config.json of a checkpoint states; its weights are not looked at."""
     try:
-        content = json.loads(path.read_bytes())
-        sizes = {field: int(content[name]) for name, field in _DESCRIBED.items()}
-        return LanguageShape(**sizes, key_heads=int(content.get("num_key_value_heads", sizes["heads"])))
-    except (OSError, ValueError, KeyError, TypeError):
+        content = json.loads(_config_file(config).read_bytes())
+        return _bart_shape(content) if content.get("model_type") == "bart" else _language_shape(content)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # the caller says what is needed
+
+
+def _config_file(config: RunConfig) -> Path:
+    """In the folder that the run names, or in what this machine has of the hub.
+
+    Raises:
+        OSError: If it is in neither.
+    """
+    backbone = config.backbone
+    if not backbone.name.startswith("hf/"):
+        raise FileNotFoundError(backbone.name)
+    named = backbone.weights if backbone.weights not in ("pretrained", "random") else backbone.name
+    folder = Path(named.removeprefix("hf/")).expanduser()
+    if folder.is_dir():
+        return folder / "config.json"
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(named.removeprefix("hf/"), "config.json")
+    if not isinstance(found, str):
+        raise FileNotFoundError(named)
+    return Path(found)
+
+
+def _language_shape(content: Mapping[str, Any]) -> LanguageShape:
+    width, heads = int(content["hidden_size"]), int(content["num_attention_heads"])
+    qwen2 = content.get("model_type") == "qwen2"  # known: its query, key and value have biases
+    return LanguageShape(
+        width=width,
+        depth=int(content["num_hidden_layers"]),
+        heads=heads,
+        hidden=int(content["intermediate_size"]),
+        vocabulary=int(content["vocab_size"]),
+        key_heads=int(content.get("num_key_value_heads") or heads),
+        head_width=int(content.get("head_dim") or width // heads),
+        tied=bool(content.get("tie_word_embeddings", qwen2)),
+        biases=bool(content.get("attention_bias", qwen2)),
+    )
+
+
+def _bart_shape(content: Mapping[str, Any]) -> BartShape:
+    return BartShape(
+        width=int(content["d_model"]),
+        depth=int(content["encoder_layers"]),
+        heads=int(content["encoder_attention_heads"]),
+        hidden=int(content["encoder_ffn_dim"]),
+        vocabulary=int(content["vocab_size"]),
+        positions=int(content["max_position_embeddings"]) + 2,
+        visual=int(content.get("visual_features", 0)),
+    )
 
 
 def _vit(shape: BackboneShape) -> Anatomy:
@@ -135,5 +201,60 @@ def _llama(shape: LanguageShape, config: RunConfig) -> Anatomy:
         base_parameters=shape.base_parameters,
         layer_parameters=max(shape.vocabulary, shape.hidden) * width,
         targets=shape.targets,
-        keys=width // shape.heads * shape.key_heads,
+        keys=shape.key_width,
+    )
+
+
+def _video(shape: VideoSwinShape, config: RunConfig) -> Anatomy:
+    """Of clips as the task gives them; its tokens are those of the first stage."""
+    task = config.task
+    if not isinstance(task, VideoFolderTask):
+        raise PlanError(
+            f"backbone.name: {config.backbone.name} takes clips, but the task is {task.name}.\n"
+            "  Choose a backbone for the task, or a task for the backbone (`replora ls`)."
+        )
+    stages = video_stages(shape, task.frames, task.image_size)
+    last = stages[-1]
+    return Anatomy(
+        family="swin",
+        width=last.width,
+        hidden=last.hidden,
+        depth=sum(shape.depths),
+        heads=last.heads,
+        vocabulary=0,
+        tokens=stages[0].tokens,
+        base_parameters=shape.base_parameters,
+        layer_parameters=8 * shape.width**2,
+        targets=shape.targets,
+        fused_attention=False,
+        pixels=shape.channels * math.prod(shape.patch),
+        stages=stages,
+    )
+
+
+def _bart(shape: BartShape, config: RunConfig) -> Anatomy:
+    """Of texts as the task gives them; its tokens are the encoder's and the decoder's."""
+    task = config.task
+    if not isinstance(task, TextToTextTask):
+        raise PlanError(
+            f"backbone.name: {config.backbone.name} takes sources and targets, but the task is {task.name}.\n"
+            "  Choose a backbone for the task, or a task for the backbone (`replora ls`)."
+        )
+    source, target = task.source_tokens + task.visual_tokens, task.target_tokens + 1  # and the start token
+    return Anatomy(
+        family="bart",
+        width=shape.width,
+        hidden=shape.hidden,
+        depth=2 * shape.depth,
+        heads=shape.heads,
+        vocabulary=shape.vocabulary,
+        tokens=source + target,
+        base_parameters=shape.base_parameters,
+        layer_parameters=shape.vocabulary * shape.width,
+        targets=shape.targets,
+        keys=shape.width,
+        stages=bart_stages(shape, source, target),
+        beside_parameters=shape.beside_parameters,
+        visual=shape.visual,
+        visual_tokens=task.visual_tokens,
     )

@@ -14,8 +14,7 @@ from typing import Literal
 
 from cluster.activations import activation_bytes, evaluation_bytes, temporary_bytes
 from cluster.anatomy import BYTES, Anatomy
-from cluster.modules import made_numbers
-from replora.config import FullMethod, LowRankMethod, RunConfig
+from replora.config import AdapterMethod, FullMethod, LowRankMethod, PrefixMethod, RunConfig
 from replora.parameters import trainable_parameters
 
 __all__ = ["GIB", "Memory", "Setting", "memory_of", "trained_parameters"]
@@ -32,11 +31,11 @@ GPU_RESERVE = 0.05
 #: Share of a pass's tensors that glibc's heap takes on top, by family: freed blocks that are not used
 #: again (measured: a little over the most of the settings of benchmarks/calibration.py). A calibration
 #: replaces it.
-HEAP_KEEPS = {"vit": 0.4, "llama": 1.25}
+HEAP_KEEPS = {"vit": 0.4, "swin": 0.4, "llama": 1.25, "bart": 1.25}
 #: From one process to the next that share differs by so much (measured, likewise).
 SPREAD = 0.25
 #: What a process holds before any model: Python, torch and what comes with it (measured on a CPU).
-IMPORTS = {"vit": 712 * MIB, "llama": 780 * MIB}
+IMPORTS = {"vit": 712 * MIB, "swin": 712 * MIB, "llama": 780 * MIB, "bart": 780 * MIB}
 #: What the libraries take once they work: code, kernels made at run time, buffers (measured on a CPU).
 LIBRARIES = 40 * MIB
 #: The CUDA context and its libraries' workspaces (recalled, about half a GiB).
@@ -114,7 +113,8 @@ class Memory:
 
 def trained_parameters(config: RunConfig, anatomy: Anatomy) -> int:
     """What one slot trains, T, without the task head."""
-    return trainable_parameters(config.method, anatomy.targets, anatomy.base_parameters)
+    beside = 0 if isinstance(config.method, FullMethod) else anatomy.beside_parameters
+    return beside + trainable_parameters(config.method, anatomy.targets, anatomy.base_parameters)
 
 
 def memory_of(
@@ -197,11 +197,16 @@ def _factors(config: RunConfig, anatomy: Anatomy, slots: int) -> int:
     method, b = config.method, BYTES[config.train.precision]
     if isinstance(method, FullMethod) and b < 4:
         return slots * b * anatomy.base_parameters
-    numbers = made_numbers(method, anatomy)
+    numbers = 0 if isinstance(method, FullMethod) else anatomy.beside_parameters
     if isinstance(method, LowRankMethod):
         names = (*method.targets, *getattr(method, "plain_targets", ()))
         chosen = [target for target in anatomy.targets if target.name in names]
-        numbers = method.rank * sum(target.inputs + target.outputs for target in chosen)
+        numbers += method.rank * sum(target.inputs + target.outputs for target in chosen)
+    elif isinstance(method, AdapterMethod):
+        numbers += trainable_parameters(method, anatomy.targets, 0)
+    elif isinstance(method, PrefixMethod):
+        direct = method.model_copy(update={"made": "direct"})
+        numbers += trainable_parameters(direct, anatomy.targets, 0)
     return slots * numbers * (2 * b + (4 if b < 4 else 0))
 
 

@@ -206,9 +206,10 @@ def _tokens(anatomy: Anatomy, asked: int | None) -> int:
     Raises:
         PlanError: If neither the backbone nor the caller knows.
     """
-    if asked is not None and anatomy.family == "vit" and asked != anatomy.tokens:
+    if asked is not None and anatomy.family != "llama" and asked != anatomy.tokens:
         raise PlanError(
-            f"tokens must be {anatomy.tokens} for this backbone, but got {asked}. Leave --tokens out."
+            f"tokens must be {anatomy.tokens} for this backbone and task, but got {asked}.\n"
+            "  Leave --tokens out."
         )
     tokens = anatomy.tokens if asked is None else asked
     if tokens is None:

@@ -86,7 +86,7 @@ class BackboneShape:
 
 @dataclass(frozen=True)
 class LanguageShape:
-    """A language model of Llama's form: RMS norms, rotary positions, SwiGLU, no biases, an own head.
+    """A language model of Llama's form: RMS norms, rotary positions, SwiGLU.
 
     Attributes:
         width: Features of a token, d.
@@ -95,6 +95,9 @@ class LanguageShape:
         hidden: Features inside the MLP, i.
         vocabulary: Tokens it knows, V.
         key_heads: Heads of keys and values; fewer than `heads` where queries are grouped.
+        head_width: Features of an attention head; 0 for `width / heads`.
+        tied: Whether the language head is the embedding.
+        biases: Whether query, key and value have biases.
     """
 
     width: int
@@ -103,6 +106,14 @@ class LanguageShape:
     hidden: int
     vocabulary: int
     key_heads: int
+    head_width: int = 0
+    tied: bool = False
+    biases: bool = False
+
+    @property
+    def key_width(self) -> int:
+        """Features of a token's keys."""
+        return (self.head_width or self.width // self.heads) * self.key_heads
 
     @property
     def beside_parameters(self) -> int:
@@ -113,7 +124,10 @@ class LanguageShape:
     def base_parameters(self) -> int:
         """Per block four projections, three linears `3 d i` and two norms `2 d`; embedding, norm, head."""
         block = sum(target.inputs * target.outputs for target in self._block(0)) + 2 * self.width
-        return self.depth * block + 2 * self.vocabulary * self.width + self.width
+        if self.biases:
+            block += sum(target.outputs for target in self._block(0) if target.heads)
+        tables = self.vocabulary * self.width * (1 if self.tied else 2)
+        return self.depth * block + tables + self.width
 
     @property
     def targets(self) -> tuple[TargetShape, ...]:
@@ -121,8 +135,9 @@ class LanguageShape:
         return tuple(target for block in range(self.depth) for target in self._block(block))
 
     def _block(self, block: int) -> list[TargetShape]:
-        d, keys = self.width, self.width // self.heads * self.key_heads
-        sizes = {"query": (d, d, self.heads), "output": (d, d, 0)}
+        d, keys = self.width, self.key_width
+        queries = self.head_width * self.heads or d
+        sizes = {"query": (d, queries, self.heads), "output": (queries, d, 0)}
         sizes |= dict.fromkeys(("key", "value"), (d, keys, self.key_heads))
         sizes |= dict.fromkeys(("gate", "up"), (d, self.hidden, 0)) | {"down": (self.hidden, d, 0)}
         return [TargetShape(name, block, *sizes[name]) for name in _LLAMA_TARGETS]
