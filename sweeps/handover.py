@@ -18,6 +18,7 @@ from replora.atomic import write_atomically
 from sweeps.best import Contender, Selection
 from sweeps.ledger import LEDGER_NAME, SweepView, TrialView
 from sweeps.lineage import lineage
+from sweeps.report.search_words import schedule_text
 
 __all__ = ["BEST_NAME", "best_document", "sweep_document", "trial_row", "write_best", "write_yaml"]
 
@@ -79,6 +80,7 @@ def sweep_document(folder: Path, view: SweepView, best: dict[str, Any] | None) -
         "metric": view.metric,
         "direction": view.direction,
         "trials": [trial_row(trial) for trial in view.trials.values()],
+        "schedule": schedule_text(view),
         "skipped": view.skipped,
         "spent": view.spent,
         "warm_start": view.warm,

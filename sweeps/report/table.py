@@ -7,7 +7,7 @@ from sweeps.report.html import Html, join, tag
 from sweeps.report.progress import planned_steps
 from sweeps.report.results import Results, failure_groups
 from sweeps.report.scales import is_number
-from sweeps.report.search_words import copy_text
+from sweeps.report.search_words import copy_text, schedule_text
 from sweeps.report.words import duration, number, plain, point_text, score, short_names
 
 __all__ = ["failures", "trials_table"]
@@ -16,7 +16,7 @@ _NAMED = 12
 
 
 def trials_table(results: Results) -> Html:
-    """Every trial, the best first; a few lines of script sort it by other columns."""
+    """Every trial, the best first, with what their learning rates follow; a few lines of script sort it."""
     names = short_names(results.keys)
     keys = [plain(names[key], 40) for key in results.keys]
     heads = [
@@ -36,7 +36,16 @@ def trials_table(results: Results) -> Html:
     trials = sorted(results.view.trials.values(), key=lambda t: (ranked.get(t.fingerprint, last), t.number))
     head = tag("thead", tag("tr", *(tag("th", text, scope="col") for text in heads)))
     body = tag("tbody", *(_row(results, trial) for trial in trials))
-    return tag("div", tag("table", head, body, id="trials"), class_="scroll tall", tabindex="0")
+    table = tag("div", tag("table", head, body, id="trials"), class_="scroll tall", tabindex="0")
+    return join([table, tag("p", plain(_schedule(results), 400), class_="absent")])
+
+
+def _schedule(results: Results) -> str:
+    text = schedule_text(results.view) or "of the full length"
+    pruned = any(trial.state == "pruned" for trial in results.view.trials.values())
+    sign = results.bound.strip()
+    bound = f" {sign} marks the value of a trial that was stopped before its end." if pruned and sign else ""
+    return f"Learning-rate schedule: {text}.{bound}"
 
 
 def _row(results: Results, trial: TrialView) -> Html:

@@ -88,6 +88,8 @@ def test_the_schedule_of_stopped_trials_is_named(tmp_path: Path) -> None:
         rung
     )
     assert "schedule: of a trial's full length, also where it is stopped before" in text_of(full)
+    for view, text in ((full, "of a trial's full length"), (rung, "per rung: it comes to its end at")):
+        assert f"Learning-rate schedule: {text}" in Page(render(view)).text
     assert "that of a whole, shorter training" in Page(render(rung)).text
     assert "≥" not in Page(render(rung)).text
     assert "≥" in Page(render(full)).text
