@@ -22,7 +22,7 @@ from sweeps.continuing import (
 )
 from sweeps.director import Director
 from sweeps.handover import BEST_NAME, best_document, write_best, write_yaml
-from sweeps.ledger import Ledger, SweepView, read_ledger
+from sweeps.ledger import LEDGER_NAME, Ledger, SweepView, read_ledger
 from sweeps.machine import MachineSampler
 from sweeps.objective import objectives_of
 from sweeps.placement import placed
@@ -67,14 +67,15 @@ def run_sweep(config: SweepConfig, folder: Path) -> SweepResult:
         LedgerError: If the folder belongs to another sweep, or another process drives it.
         MachineError: If a package is missing.
         PlanError: If a member of the space does not fit this machine's memory.
-        TrackingError: If MLflow does not answer.
+        TrackingError: If MLflow does not answer when the sweep begins.
         KeyboardInterrupt: After Ctrl-C; everything so far is in the ledger.
     """
     config = _with_absolute_folders(config)
     check_sweep(config)
     check_installed(config.search)
     placed(config, remembered_layout(config))
-    _check_tracking(config, folder)
+    if not (folder / LEDGER_NAME).exists():  # one that has begun goes on without its server
+        _check_tracking(config, folder)
     with Ledger.open(folder) as ledger:
         if ledger.size:
             view = read_ledger(folder)
@@ -130,7 +131,6 @@ def _go_on(config: SweepConfig, ledger: Ledger, view: SweepView, *, accept_chang
         return _answer(folder, view)  # nothing is left to do, whatever changed
     if not accept_changes:
         refuse_changes(changes, folder)
-    _check_tracking(config, folder)
     write_yaml(folder / SWEEP_NAME, config.model_dump(mode="json"))
     ledger.append(
         "resumed",

@@ -201,6 +201,17 @@ def test_an_unreachable_server_is_told_before_anything_starts(tmp_path: Path) ->
     assert not (tmp_path / "new").exists()
 
 
+def test_a_sweep_that_has_begun_goes_on_without_its_server(
+    sweep_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("sweeps.run.RECORDER_S", 0.1)
+    interrupted(sweep_folder, local(), monkeypatch)
+    result = run_sweep(local(tracking={"uri": "http://127.0.0.1:9"}), sweep_folder)
+    assert (result.view.closed, len(result.view.trials)) == ("done", 6)
+    assert result.undelivered > 0
+    assert f"replora sync {sweep_folder}" in caplog.text
+
+
 def test_a_folder_that_another_process_drives_is_left_alone(sweep_folder: Path) -> None:
     with Ledger.open(sweep_folder), pytest.raises(LedgerError, match="another process drives this sweep"):
         run_sweep(local(), sweep_folder)
