@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -30,6 +31,8 @@ DEFAULT_EXPERIMENT = "replora"
 STATE_NAME = "mlflow.json"
 REASON_CHARACTERS = 300
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql")
+# How MLflow's client tells that a server did not let it in (known: 3.17.2).
+_REFUSED = re.compile(r"failed with error code (401|403)\b")
 SECRETS = {"password", "passwd", "pwd", "token", "sslpassword"}
 
 
@@ -116,14 +119,28 @@ def artifact_root(folder: Path, uri: str) -> str | None:
 
 
 def reason(error: BaseException) -> str:
-    """The system's own words where the system refused, for example `Connection refused`; else the message."""
+    """Why a server took nothing: the system's own words (`Connection refused`), else the error's."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:
             return cause.strerror
         cause = cause.__cause__ or cause.__context__
     text = str(error).strip() or type(error).__name__
+    if found := _REFUSED.search(text):
+        return _refusal(found[1])
     return text.splitlines()[0][:REASON_CHARACTERS]
+
+
+def _refusal(status: str) -> str:
+    """In words, without the password."""
+    user = os.environ.get("MLFLOW_TRACKING_USERNAME")
+    if status == "403":
+        return f"the user {user!r} may not write there" if user else "it forbids to write there"
+    if user:
+        return f"it refuses the user {user!r} with the password in MLFLOW_TRACKING_PASSWORD"
+    if os.environ.get("MLFLOW_TRACKING_TOKEN"):
+        return "it refuses the token in MLFLOW_TRACKING_TOKEN"
+    return "it asks who you are: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
 
 
 @dataclass

@@ -7,7 +7,6 @@ import os
 import secrets
 import shutil
 import socket
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -151,9 +150,9 @@ class Session:
                 num_cpus=self._hosts,  # one Ray CPU for each host: exactly as many workers start ahead
                 include_dashboard=False,
                 object_store_memory=80 * 2**20,  # nothing large travels through Ray (78 MiB is its minimum)
-                # Loopback, so that a network that comes or goes cuts nothing. Ray replaces 127.0.0.1 itself
-                # by the machine's outer address; elsewhere than on Linux loopback is its own default.
-                _node_ip_address="127.0.0.2" if sys.platform == "linux" else None,
+                # Loopback: a network that comes or goes cuts nothing, and nobody else reaches the ports. Only
+                # with this very address do Ray's servers listen there alone (known: 2.60).
+                _node_ip_address="127.0.0.1",
                 _temp_dir=str(self.scratch / "ray"),
                 log_to_driver=False,  # progress belongs to the sweep's own table
                 logging_level=logging.ERROR,
@@ -164,18 +163,21 @@ class Session:
 def _only_what_runs_trials() -> Iterator[None]:
     """Starts a local Ray without autoscaler, log forwarder and dashboard server, which a sweep never uses.
 
+    And on loopback: Ray itself replaces 127.0.0.1 by the machine's outer address.
+
     Measured: docs/decisions/0002-tune-trials-are-slots.md.
     """
     unused = ("start_monitor", "start_log_monitor", "start_api_server")
     before = {name: getattr(node.Node, name) for name in unused}
-    get_node = services.get_node
+    get_node, resolve = services.get_node, services.resolve_ip_for_localhost
     for name in unused:
         setattr(node.Node, name, lambda self, **options: None)
     services.get_node = _get_node_promptly(get_node)
+    services.resolve_ip_for_localhost = lambda host: host
     try:
         yield
     finally:
-        services.get_node = get_node
+        services.get_node, services.resolve_ip_for_localhost = get_node, resolve
         for name, method in before.items():
             setattr(node.Node, name, method)
 

@@ -60,12 +60,18 @@ def test_a_sweep_leaves_nothing_but_its_own_folder(tmp_path: Path) -> None:
             from sweeps.ray_backend.drive import drive
             scratch = session.scratch
             drive(director, session, HostPlan(1, 2, 1, folder.absolute()), None, ScriptedTrainer)
+            import psutil
+            own = {each.pid for each in (psutil.Process(), *psutil.Process().children(recursive=True))}
+            every = psutil.net_connections("inet")
+            ports = [port for port in every if port.pid in own and port.status == "LISTEN"]
         import ray
-        print(json.dumps({"scratch": scratch.exists(), "ray": ray.is_initialized(), "done": director.done}))
+        listens = sorted({port.laddr.ip.removeprefix("::ffff:") for port in ports})
+        print(json.dumps({"scratch": scratch.exists(), "ray": ray.is_initialized(), "done": director.done,
+                          "listens": listens}))
     """
     status, out, err = finish(start(code, tmp_path, RAY_ADDRESS="192.0.2.1:6379"))
     assert status == 0, err
-    assert json.loads(out) == {"scratch": False, "ray": False, "done": True}
+    assert json.loads(out) == {"scratch": False, "ray": False, "done": True, "listens": ["127.0.0.1"]}
     assert err == ""
     assert [path.name for path in (tmp_path / "home").iterdir()] == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "sweep", "tmp"]
@@ -115,6 +121,8 @@ def test_a_running_cluster_is_used_and_left_running(tmp_path: Path) -> None:
         address = cluster.stdout.readline().strip()
         guest = start(
             f"""
+            from ray._private import services
+            services.resolve_ip_for_localhost = lambda host: host  # this cluster listens on loopback alone
             folder = Path("sweep").absolute(); folder.mkdir()
             director = ScriptedDirector(folder, ["t-0", "t-1", "t-2"])
             with Session(hosts=2, address="{address}") as session:
