@@ -16,7 +16,7 @@ import pytest
 
 from replora.errors import TrackingError
 from sweeps.mlflow_recorder import MlflowRecorder, check_reachable
-from sweeps.tracking import artifact_root, resolve_uri
+from sweeps.tracking import artifact_root, reason, resolve_uri
 from tests.sweeps.tracked import free_port
 
 
@@ -156,3 +156,25 @@ def test_naming_a_recorder_does_not_import_mlflow(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) is False
+
+
+@pytest.mark.parametrize(
+    ("status", "variables", "words"),
+    [
+        (401, {}, "it asks who you are: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+        (401, {"USERNAME": "ada", "PASSWORD": "s3cret"}, "it refuses the user 'ada' with the password in"),
+        (401, {"TOKEN": "s3cret"}, "it refuses the token in MLFLOW_TRACKING_TOKEN"),
+        (403, {"USERNAME": "ada", "PASSWORD": "s3cret"}, "the user 'ada' may not write there"),
+    ],
+)
+def test_a_server_that_lets_nobody_in_is_told_without_the_password(
+    monkeypatch: pytest.MonkeyPatch, status: int, variables: dict[str, str], words: str
+) -> None:
+    for name in ("USERNAME", "PASSWORD", "TOKEN"):
+        monkeypatch.delenv(f"MLFLOW_TRACKING_{name}", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", value)
+    said = f"API request to endpoint /api/2.0/mlflow/runs/create failed with error code {status} != 200."
+    found = reason(RuntimeError(f"{said} Response body: 'You are not authenticated.'"))
+    assert words in found
+    assert "s3cret" not in found
