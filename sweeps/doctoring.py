@@ -27,23 +27,25 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> Answer:
-    here = HERE.run(options)
     if not options.nodes:
-        return here
+        return HERE.run(options)
     if not options.address:
         raise ConfigError(
             "--nodes needs --address: host:port of the cluster's head, or auto on a node of it."
         )
-    if here.status:
-        return here
-    from cluster.doctor.nodes import compare, examine_nodes
+    here = HERE.run(argparse.Namespace(**{**vars(options), "deep": False}))  # this machine is a node, too
+    return here if here.status else _of_nodes(options, here)
+
+
+def _of_nodes(options: argparse.Namespace, here: Answer) -> Answer:
+    """The answer about a cluster, after the one about this machine."""
+    from cluster.doctor.nodes import look
     from sweeps.ray_backend.nodes import on_every_node
 
     uri = options.mlflow or os.environ.get("MLFLOW_TRACKING_URI")
     what = Examination(options.dir, uri, None, options.deep)
     what.folder.mkdir(parents=True, exist_ok=True)
-    reports = on_every_node(options.address, lambda ask: examine_nodes(what, ask))
-    together = compare(reports, what.folder)
+    reports, together = on_every_node(options.address, lambda ask: look(what, ask))
     findings = [*together, *(finding for each in reports for finding in each.findings)]
     fit = all(finding.state != "error" for finding in findings)
     nodes = {each.node: [asdict(finding) for finding in each.findings] for each in reports}

@@ -6,8 +6,8 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
+from cluster.doctor.software import visible_gpus
 from sweeps.check import grid_size
 from sweeps.config import SweepConfig
 from sweeps.population import copies_planned
@@ -93,14 +93,3 @@ def _threads(config: SweepConfig) -> int:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0))
-
-
-def visible_gpus() -> list[str]:
-    """Names of the GPUs that this process may use, found without importing torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
-    try:
-        return [str(index) for index, _ in enumerate(Path("/proc/driver/nvidia/gpus").iterdir())]
-    except OSError:
-        return []

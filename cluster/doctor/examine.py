@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.doctor import machine, network, software
+from cluster.doctor import links, machine, network, software
 from cluster.doctor.finding import Finding
 from replora.folders import cache_folder
 from replora.verbs import Answer, Verb
@@ -28,7 +28,7 @@ class Examination:
         folder: Where runs go.
         mlflow: Tracking URI, if one is to be used.
         address: `host:port` of a Ray head, if one is to be used.
-        deep: Whether to import torch, which takes seconds.
+        deep: Whether to import torch and let processes sum numbers together, which takes seconds.
     """
 
     folder: Path = Path("runs")
@@ -56,7 +56,7 @@ def examine(what: Examination) -> list[Finding]:
     if what.address:
         findings += [network.check_ray(what.address), network.check_token()]
     if what.deep:
-        findings.append(software.check_torch())
+        findings += [software.check_torch(), links.check_links()]
     return findings
 
 
@@ -64,7 +64,11 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dir", type=Path, default=Path("runs"), metavar="D", help="where runs go")
     parser.add_argument("--address", metavar="HOST:PORT", help="of a Ray head that is to be used")
     parser.add_argument("--mlflow", metavar="URI", help="tracking server (default: MLFLOW_TRACKING_URI)")
-    parser.add_argument("--deep", action="store_true", help="import torch as well, which takes seconds")
+    parser.add_argument(
+        "--deep",
+        action="store_true",
+        help="also import torch, and sum numbers over processes (NCCL or gloo): seconds",
+    )
 
 
 def _run(options: argparse.Namespace) -> Answer:

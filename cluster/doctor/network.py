@@ -11,9 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import psutil
+
 from cluster.doctor.finding import Finding, bad, doubtful, good
 
-__all__ = ["check_mlflow", "check_ports", "check_ray", "check_token"]
+__all__ = ["check_mlflow", "check_ports", "check_ray", "check_token", "interfaces"]
 
 _WAIT_S = 3.0
 #: Ray's head and its dashboard (known: Ray's defaults).
@@ -83,6 +85,16 @@ def check_token(environment: Mapping[str, str] = os.environ) -> Finding:
     if stat.S_IMODE(path.stat().st_mode) & 0o077:
         return bad("ray-token", f"others can read {path}", f"Run `chmod 600 {path}`.")
     return good("ray-token", f"asked for, from {path}")
+
+
+def interfaces() -> dict[str, str]:
+    """Network interfaces of this machine with their IPv4 addresses, loopback left out."""
+    return {
+        name: each.address
+        for name, addresses in psutil.net_if_addrs().items()
+        for each in addresses
+        if each.family == socket.AF_INET and not each.address.startswith("127.")
+    }
 
 
 def _port(port: int | None, scheme: str) -> int:

@@ -14,10 +14,16 @@ from uuid import uuid4
 
 from cluster.doctor.examine import Examination, examine
 from cluster.doctor.finding import Finding, bad, doubtful, good
+from cluster.doctor.links import Gang, Heard, check_links, judge, run_gang
 from cluster.doctor.machine import MOST_SKEW
-from cluster.doctor.software import gpus
+from cluster.doctor.software import check_torch, gpus, visible_gpus
+from replora.train.gang import free_address
 
-__all__ = ["NodeReport", "compare", "examine_nodes", "report"]
+__all__ = ["Ask", "NodeReport", "compare", "connect", "examine_nodes", "look", "report"]
+
+#: Runs a function on every node with the arguments and, as the last one, the node's address; gives the
+#: answers by address (sweeps.ray_backend.nodes).
+Ask = Callable[[Callable[..., object], tuple[object, ...]], dict[str, object]]
 
 #: Packages whose releases must agree where objects travel between machines.
 _AGREE = ("replora", "ray", "torch", "pydantic")
@@ -52,7 +58,9 @@ def report(what: Examination, marker: str, node: str) -> NodeReport:
         marker: Prefix of this examination's markers.
         node: This node's address.
     """
-    findings = examine(replace(what, address=None))  # the head was asked already
+    findings = examine(replace(what, address=None, deep=False))  # the head was asked already
+    if what.deep and visible_gpus():  # processes without GPUs are looked at between nodes: `connect`
+        findings += [check_torch(), check_links()]
     if what.folder.is_dir():
         (what.folder / f"{marker}{node}").touch()
     versions = tuple((name, metadata.version(name)) for name in _AGREE)
@@ -64,15 +72,12 @@ def seen(folder: Path, marker: str) -> frozenset[str]:
     return frozenset(path.name.removeprefix(marker) for path in folder.glob(f"{marker}*"))
 
 
-def examine_nodes(
-    what: Examination, ask: Callable[[Callable[..., object], tuple[object, ...]], dict[str, object]]
-) -> list[NodeReport]:
+def examine_nodes(what: Examination, ask: Ask) -> list[NodeReport]:
     """Reports of all nodes; the markers are removed at the end.
 
     Args:
         what: What to look at; `folder` must be the shared one.
-        ask: Runs a function on every node with the arguments and the node's address where the last one
-            is `NODE`, and gives the answers by address (sweeps.ray_backend.nodes).
+        ask: Carries it to the nodes.
     """
     what = replace(what, folder=what.folder.absolute())
     marker = f".replora-doctor-{uuid4().hex[:12]}-"
@@ -96,6 +101,35 @@ def examine_nodes(
 def _seen_from(folder: Path, marker: str, node: str) -> frozenset[str]:
     del node
     return seen(folder, marker)
+
+
+def look(what: Examination, ask: Ask) -> tuple[list[NodeReport], list[Finding]]:
+    """Reports of all nodes, and the findings about the nodes together."""
+    reports = examine_nodes(what, ask)
+    return reports, [*compare(reports, what.folder), *([connect(ask)] if what.deep else [])]
+
+
+def connect(ask: Ask) -> Finding:
+    """Whether the nodes' GPUs sum numbers together; without GPUs anywhere, a process of each node does.
+
+    Nodes without GPUs among nodes with some (a head that trains nothing) are left out: no trial spans them.
+    """
+    found = {node: _place(answer) for node, answer in sorted(ask(_place_here, ()).items())}
+    gpus_anywhere = any(count for _, count in found.values())
+    places = tuple((node, count or 1) for node, (_, count) in found.items() if count or not gpus_anywhere)
+    gang = Gang(found[places[0][0]][0], places)
+    answers = ask(run_gang, (gang,)).values()
+    return judge(gang, [each for each in answers if isinstance(each, Heard)])
+
+
+def _place_here(node: str) -> tuple[str, int]:
+    """A free port of a node, as `host:port`, and how many GPUs it has."""
+    return free_address(node), len(visible_gpus())
+
+
+def _place(answer: object) -> tuple[str, int]:
+    assert isinstance(answer, tuple)
+    return str(answer[0]), int(answer[1])
 
 
 def compare(reports: Sequence[NodeReport], folder: Path) -> list[Finding]:

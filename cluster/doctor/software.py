@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from cluster.doctor.finding import Finding, bad, doubtful, good
 
-__all__ = ["check_gpu", "check_packages", "check_python", "check_torch"]
+__all__ = ["check_gpu", "check_packages", "check_python", "check_torch", "gpus", "visible_gpus"]
 
 OLDEST_PYTHON = (3, 11)
 #: Beside the packages of a checkout; a wheel does not carry it.
@@ -73,6 +74,17 @@ def gpus() -> list[str] | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.split("\n")[:-1] if done.returncode == 0 else None
+
+
+def visible_gpus() -> list[str]:
+    """Names of the GPUs that this process may use, found without importing torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
+    try:
+        return [str(index) for index, _ in enumerate(Path("/proc/driver/nvidia/gpus").iterdir())]
+    except OSError:
+        return []
 
 
 def check_torch() -> Finding:

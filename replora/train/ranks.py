@@ -8,10 +8,12 @@ and nothing here costs anything. Every function is called by all ranks in the sa
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TypeVar
 
+import psutil
 import torch
 from torch import Tensor
 from torch import distributed as dist
@@ -51,10 +53,26 @@ def join(rank: int, ranks: int, address: str) -> None:
     # DeepSpeed asks the environment, torchrun's way; a process sees one GPU, so it is the first on its node.
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks))
     os.environ.setdefault("LOCAL_RANK", "0")
+    _choose_interface(address.rpartition(":")[0])
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(
         backend, init_method=f"tcp://{address}", rank=rank, world_size=ranks, timeout=_PATIENCE
     )
+
+
+def _choose_interface(host: str) -> None:
+    """Has gloo use the network that leads to rank 0, unless the environment names another.
+
+    By itself it takes the address of this machine's name, which often is 127.0.1.1: ranks on different
+    machines then wait for each other until their patience ends.
+    """
+    family, kind, _, _, place = socket.getaddrinfo(host.strip("[]"), 9, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind) as probe:
+        probe.connect(place)  # sends nothing: it only asks the routing table
+        own = probe.getsockname()[0]
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(each.address == own for each in addresses):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
 def join_alone() -> None:

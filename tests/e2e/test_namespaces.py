@@ -55,10 +55,12 @@ def disturbed(network: Network, file: Path, folder: Path) -> None:
     deadline = time.monotonic() + 60
     ready = [sys.executable, "-m", "replora", "doctor", "--address", network.head, "--nodes", "--json"]
     while True:
-        doctor = network.start(head, *ready, "--dir", str(folder.parent / "shared"))
-        if doctor.wait(60) in (0, 3) and _nodes(network, head.name) == 3:
+        doctor = network.start(head, *ready, "--deep", "--dir", str(folder.parent / "shared"))
+        if doctor.wait(60) in (0, 3) and len(_said(network, head.name).get("nodes", ())) == 3:
             break
         assert time.monotonic() < deadline, (network.folder / f"{head.name}.log").read_text()[-2000:]
+    links = next(found for found in _said(network, head.name)["together"] if found["name"] == "links")
+    assert links["text"].startswith("3 processes on 3 nodes sum 16 MiB over gloo"), links
     words = ["sweep", str(file), "--dir", str(folder), f"resources.address={network.head}"]
     driver = network.start(head, sys.executable, "-m", "replora", *words)
     wait_for(folder, "checkpointed", 4, driver)
@@ -70,12 +72,13 @@ def disturbed(network: Network, file: Path, folder: Path) -> None:
     assert status == 0, (network.folder / f"{head.name}.log").read_text()[-3000:]
 
 
-def _nodes(network: Network, name: str) -> int:
-    """Nodes in the last answer of the doctor."""
+def _said(network: Network, name: str) -> dict[str, Any]:
+    """The last answer of the doctor."""
     for line in reversed((network.folder / f"{name}.log").read_text().splitlines()):
         if line.startswith("{"):
-            return len(json.loads(line).get("nodes", {}))
-    return 0
+            said: dict[str, Any] = json.loads(line)
+            return said
+    return {}
 
 
 def test_hosts_that_die_are_cut_off_or_join_change_no_result(tmp_path: Path) -> None:

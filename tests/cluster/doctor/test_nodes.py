@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from cluster.doctor.examine import Examination
-from cluster.doctor.nodes import NodeReport, compare, examine_nodes
+from cluster.doctor.links import Gang, Heard
+from cluster.doctor.nodes import NodeReport, compare, connect, examine_nodes
 
 NODES = frozenset({"10.0.0.1", "10.0.0.2"})
 VERSIONS = (("replora", "0.1.0"), ("ray", "2.60.0"))
@@ -81,3 +82,28 @@ def test_a_clock_that_is_off_is_told_by_how_much(tmp_path: Path) -> None:
         }
 
     assert [round(each.skew_s) for each in examine_nodes(Examination(tmp_path), late)] == [-100, -100]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "places"),
+    [
+        ((0, 0), (("10.0.0.1", 1), ("10.0.0.2", 1))),
+        ((8, 4), (("10.0.0.1", 8), ("10.0.0.2", 4))),
+        ((0, 4), (("10.0.0.2", 4),)),
+    ],
+    ids=["no GPUs", "GPUs", "a head without"],
+)
+def test_a_process_for_each_gpu_is_connected(gpus: tuple[int, int], places: object) -> None:
+    gangs: list[Gang] = []
+
+    def scripted(function: Callable[..., object], arguments: tuple[object, ...]) -> dict[str, object]:
+        if not arguments:
+            return {node: (f"{node}:5000", count) for node, count in zip(sorted(NODES), gpus, strict=True)}
+        assert isinstance(arguments[0], Gang)
+        gangs.append(arguments[0])
+        stage = "nccl" if any(gpus) else "gloo"
+        return {node: Heard(node, any(gpus), ((stage, 0.001),), "", "") for node, _ in arguments[0].places}
+
+    assert connect(scripted).state == "ok"
+    assert gangs[0].places == places
+    assert gangs[0].address == f"{gangs[0].places[0][0]}:5000"
