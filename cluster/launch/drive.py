@@ -14,22 +14,30 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cluster.doctor.examine import Examination, examine
+from cluster.launch.machines import Machines, layout, misfits, wishes_of
 from replora.cli import main as replora
 from replora.document import read_document
+from replora.errors import ConfigError, MachineError
 
 __all__ = ["main", "sweep_arguments"]
 
 
 def sweep_arguments(options: argparse.Namespace, environment: Mapping[str, str]) -> list[str]:
-    """The words of `replora sweep`."""
+    """The words of `replora sweep`.
+
+    Raises:
+        ConfigError: If the file is no sweep, or the machines cannot hold its hosts.
+    """
+    wishes, machines = wishes_of(options.sweep), Machines(options.nodes, options.gpus, options.cpus)
+    faults = list(misfits(machines, wishes))
+    if faults:
+        raise ConfigError("\n".join([f"{options.sweep} does not fit these machines:", *faults]))
     words = ["sweep", str(options.sweep), "--dir", str(options.dir), f"resources.address={options.address}"]
-    own = read_document(options.sweep).data
-    given = own if isinstance(own, dict) else {}
-    for key, value in (("hosts", options.hosts), ("threads", options.threads)):
-        if value and not _names(given, "resources", key):
-            words.append(f"resources.{key}={value}")
-    uri = environment.get("MLFLOW_TRACKING_URI")
-    if uri and not _names(given, "tracking", "uri"):
+    hosts, threads = layout(machines, wishes)
+    words += [f"resources.hosts={hosts}", f"resources.threads={threads}"]
+    uri, tracking = environment.get("MLFLOW_TRACKING_URI"), read_document(options.sweep).data
+    own = tracking.get("tracking") if isinstance(tracking, dict) else None
+    if uri and not (isinstance(own, dict) and own.get("uri")):
         words.append(f"tracking.uri={uri}")
     return words
 
@@ -40,23 +48,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("sweep", type=Path)
     parser.add_argument("--dir", type=Path, required=True)
     parser.add_argument("--address", required=True)
-    parser.add_argument("--hosts", type=int)
-    parser.add_argument("--threads", type=int)
+    parser.add_argument("--nodes", type=int, required=True)
+    parser.add_argument("--gpus", type=int, required=True, help="of each node")
+    parser.add_argument("--cpus", type=int, required=True, help="of each node")
     options = parser.parse_args(arguments)
     errors = [finding for finding in examine(_examination(options)) if finding.state == "error"]
     for finding in errors:
         sys.stderr.write(f"{finding.name}: {finding.text}\n  {finding.remedy}\n")
-    return 3 if errors else replora(sweep_arguments(options, os.environ))
+    if errors:
+        return MachineError.exit_status
+    try:
+        words = sweep_arguments(options, os.environ)
+    except ConfigError as error:
+        sys.stderr.write(f"ConfigError: {error}\n")
+        return error.exit_status
+    return replora(words)
 
 
 def _examination(options: argparse.Namespace) -> Examination:
     address = None if options.address == "auto" else options.address
     return Examination(options.dir, os.environ.get("MLFLOW_TRACKING_URI"), address)
-
-
-def _names(data: Mapping[str, object], section: str, key: str) -> bool:
-    part = data.get(section)
-    return isinstance(part, dict) and part.get(key) is not None
 
 
 if __name__ == "__main__":

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from replora.document import read_document
+from cluster.launch.cloud import Cloud, Word
+from cluster.launch.machines import Machines, Wishes, misfits, wishes_of
 from replora.errors import ConfigError
 
 __all__ = ["Job", "Place", "job_name"]
@@ -22,7 +23,7 @@ _NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")
 _WORD = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,254}")
 _TIME = re.compile(r"(\d+-)?\d{1,2}(:\d{2}){0,2}")
-_STORAGE = re.compile(r"[A-Za-z0-9.-]+:/[A-Za-z0-9._/-]*")
+_LABEL = re.compile(r"[A-Za-z0-9./-]{1,100}=[A-Za-z0-9._-]{1,63}")
 _URL = re.compile(r"https?://[A-Za-z0-9.-]+(:\d{1,5})?/?")
 
 
@@ -36,21 +37,19 @@ class Job:
         folder: Of the sweep, likewise.
         nodes: Machines.
         gpus: Of each machine; 0 trains on its cores.
-        cpus: Of each machine.
-        memory_gib: Of each machine (KubeRay).
+        cpus: Of each machine; None: one for each GPU, and at least two.
+        memory_gib: Of each machine (KubeRay: 16 if None; Slurm: its own default if None).
         environment: Folder of the Python environment, on shared storage (Slurm, Ray).
         time: Limit of the allocation, as Slurm writes it.
         partition: Of Slurm.
         account: Of Slurm.
         address: Of the dashboard that takes Ray jobs.
-        image: Container image with replora and ray[default] (KubeRay).
+        image: Container image with replora and ray[default] (KubeRay), or a boot image (cloud).
         claim: Persistent volume claim that every pod mounts (KubeRay).
         mount: Where it is mounted (KubeRay, cloud); `config` and `folder` lie under it.
         namespace: Of Kubernetes.
-        region: Of the cloud (AWS).
-        zone: Of the region.
-        instance: Type of the worker machines.
-        storage: NFS export that every node mounts, `server:/path` (cloud).
+        spot: Label of spot machines, `key=value`, on which the workers run then (KubeRay).
+        cloud: Where machines are rented.
     """
 
     name: str
@@ -58,8 +57,8 @@ class Job:
     folder: Path
     nodes: int = 1
     gpus: int = 0
-    cpus: int = 2
-    memory_gib: int = 16
+    cpus: int | None = None
+    memory_gib: int | None = None
     environment: Path | None = None
     time: str = "24:00:00"
     partition: str | None = None
@@ -69,20 +68,13 @@ class Job:
     claim: str | None = None
     mount: Path = Path("/shared")
     namespace: str = "default"
-    region: str = "us-west-2"
-    zone: str = "a"
-    instance: str | None = None
-    storage: str | None = None
+    spot: str | None = None
+    cloud: Cloud = field(default_factory=Cloud)
 
     @property
-    def hosts(self) -> int:
-        """Processes that hold a frozen base: one for each GPU, or for each core."""
-        return self.nodes * (self.gpus or self.cpus)
-
-    @property
-    def threads(self) -> int:
-        """CPU threads of one host."""
-        return max(1, self.cpus // (self.gpus or self.cpus))
+    def machines(self) -> Machines:
+        """Nodes, and the GPUs and cores of each."""
+        return Machines(self.nodes, self.gpus, max(2, self.gpus) if self.cpus is None else self.cpus)
 
     def check(self, place: Place) -> None:
         """Refuses a job that cannot be written down safely, or that lacks what the place needs.
@@ -101,17 +93,23 @@ class Job:
             raise ConfigError("\n".join([f"this sweep cannot be launched on {place}:", *faults]))
 
     def _sweep_faults(self, place: Place) -> Iterator[str]:
-        """The file is a sweep, as far as it can be seen from here."""
-        if not self.config.is_file():
-            if place == "slurm":
-                yield f"  {self.config} is not a file. Give the path of a sweep file."
-            return
-        data = read_document(self.config).data
-        if not isinstance(data, dict) or "space" not in data:
-            yield f"  {self.config} is not a sweep: it has no space. Run a single run with `replora train`."
+        """The file is a sweep whose hosts the machines hold, as far as it can be seen from here.
+
+        A file that only the cluster sees is judged there, before anything starts (cluster.launch.drive).
+        """
+        wishes = Wishes()
+        if self.config.is_file():
+            try:
+                wishes = wishes_of(self.config)
+            except ConfigError as error:
+                yield f"  {error}"
+        elif place == "slurm":
+            yield f"  {self.config} is not a file. Give the path of a sweep file."
+        if min(self.nodes, self.machines.cpus, self.gpus + 1) > 0:
+            yield from misfits(self.machines, wishes)
 
     def _word_faults(self) -> Iterator[str]:
-        words: list[tuple[str, object, re.Pattern[str], str]] = [
+        words: list[Word] = [
             ("name", self.name, _NAME, "1 to 40 of a-z, 0-9 and -, starting with a letter"),
             ("CONFIG", self.config, _PATH, "an absolute path of A-Z a-z 0-9 . _ / + @ = , -"),
             ("--dir", self.folder, _PATH, "an absolute path of A-Z a-z 0-9 . _ / + @ = , -"),
@@ -124,10 +122,8 @@ class Job:
             ("--image", self.image, _IMAGE, "a container image's name"),
             ("--claim", self.claim, _WORD, "letters, digits, ., _ and -"),
             ("--namespace", self.namespace, _WORD, "letters, digits, ., _ and -"),
-            ("--region", self.region, _WORD, "letters, digits, ., _ and -"),
-            ("--zone", self.zone, _WORD, "letters, digits, ., _ and -"),
-            ("--instance", self.instance, _WORD, "letters, digits, ., _ and -"),
-            ("--storage", self.storage, _STORAGE, "server:/path of an NFS export"),
+            ("--spot", self.spot, _LABEL, "key=value of a label of nodes"),
+            *self.cloud.words(),
         ]
         for option, value, pattern, form in words:
             if value is not None and not pattern.fullmatch(str(value)):
@@ -135,8 +131,8 @@ class Job:
         for option, number, least in (
             ("--nodes", self.nodes, 1),
             ("--gpus", self.gpus, 0),
-            ("--cpus", self.cpus, 1),
-            ("--memory", self.memory_gib, 1),
+            ("--cpus", self.machines.cpus, 1),
+            ("--memory", self.memory_gib or 1, 1),
         ):
             if number < least:
                 yield f"  {option} must be at least {least}, but got {number}."
@@ -149,10 +145,7 @@ class Job:
         yield from self._outside()
 
     def _cloud_faults(self) -> Iterator[str]:
-        if self.instance is None:
-            yield "  --instance is needed: the worker machines' type, for example p4d.24xlarge."
-        if self.storage is None:
-            yield "  --storage is needed: server:/path of an NFS export that every node mounts."
+        yield from self.cloud.faults(self.image)
         if self.environment is None:
             yield "  --env is needed: a Python environment with replora and ray[default] on that storage."
         elif not self.environment.is_relative_to(self.mount):

@@ -26,13 +26,15 @@ class _Template(string.Template):
 
 def slurm_script(job: Job) -> str:
     """What `sbatch` takes; its words are checked by `Job.check`."""
-    chosen = [("gpus-per-node", job.gpus or None), ("partition", job.partition), ("account", job.account)]
+    memory = None if job.memory_gib is None else f"{job.memory_gib}G"
+    chosen = [("gpus-per-node", job.gpus or None), ("mem", memory)]
+    chosen += [("partition", job.partition), ("account", job.account)]
     options = "".join(f"#SBATCH --{name}={value}\n" for name, value in chosen if value is not None)
     return _rendered(
         "slurm.sh",
         name=job.name,
         nodes=job.nodes,
-        cpus=job.cpus,
+        cpus=job.machines.cpus,
         gpus=job.gpus,
         options=options,
         time=job.time,
@@ -40,14 +42,12 @@ def slurm_script(job: Job) -> str:
         config=job.config,
         port=PORT,
         path=_environment(job) / "bin",
-        hosts=job.hosts,
-        threads=job.threads,
     )
 
 
 def rayjob_manifest(job: Job) -> str:
     """What `kubectl create` takes; every field is a quoted scalar."""
-    resources = {"cpu": str(job.cpus), "memory": f"{job.memory_gib}Gi"}
+    resources = {"cpu": str(job.machines.cpus), "memory": f"{job.memory_gib or 16}Gi"}
     if job.gpus:
         resources["nvidia.com/gpu"] = str(job.gpus)
     return _rendered(
@@ -61,17 +61,24 @@ def rayjob_manifest(job: Job) -> str:
         claim=json.dumps(job.claim),
         nodes=job.nodes,
         resources=json.dumps(resources),
+        placing=_placing(job),
     )
 
 
-#: Of the machine that holds the driver (choice; edit the file).
-_HEAD = "m6i.2xlarge"
+def _placing(job: Job) -> str:
+    """Where workers may run: on machines with GPUs, on spot machines."""
+    key, _, value = (job.spot or "").partition("=")
+    tolerations = (
+        [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}] if job.gpus else []
+    )
+    tolerations += [{"key": key, "operator": "Exists"}] if key else []
+    lines = [f"nodeSelector: {json.dumps({key: value})}"] if key else []
+    lines += [f"tolerations: {json.dumps(tolerations)}"] if tolerations else []
+    return "".join(f"            {line}\n" for line in lines)
 
 
 def cloud_file(job: Job) -> str:
-    """What `ray up` takes on AWS: a head on demand, spot workers, shared storage, your own token."""
-    provider = {"type": "aws", "region": job.region, "availability_zone": f"{job.region}{job.zone}"}
-    spot = {"InstanceMarketOptions": {"MarketType": "spot"}}
+    """What `ray up` takes: a head on demand, spot workers, shared storage, your own token."""
     python = _environment(job) / "bin" / "python"
     variables = (
         "RAY_AUTH_MODE=token OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0 MLFLOW_DISABLE_TELEMETRY=true"
@@ -80,16 +87,22 @@ def cloud_file(job: Job) -> str:
         "cloud.yaml",
         name=json.dumps(job.name),
         nodes=job.nodes,
-        provider=json.dumps(provider),
-        head=json.dumps({"InstanceType": _HEAD}),
-        resources=json.dumps({"CPU": job.cpus, "GPU": job.gpus}),
-        worker=json.dumps({"InstanceType": job.instance, **spot}),
+        provider=json.dumps(job.cloud.place),
+        head=json.dumps(job.cloud.head(job.image)),
+        resources=json.dumps({"CPU": job.machines.cpus, "GPU": job.gpus}),
+        worker=json.dumps(job.cloud.worker(job.image, job.gpus)),
+        waiting=json.dumps([_GPU_IS_UP] if job.gpus else []),
         mount=job.mount,
-        storage=job.storage,
+        options=job.cloud.mount_options,
+        storage=job.cloud.storage,
         python=python,
         ray=python.with_name("ray"),
         export=f"export {variables}",
     )
+
+
+#: A driver that an image installs when it first starts takes minutes.
+_GPU_IS_UP = "timeout 600 sh -c 'until nvidia-smi; do sleep 5; done'"
 
 
 def cloud_drive(job: Job) -> str:
@@ -114,8 +127,13 @@ def local_command(job: Job) -> list[str]:
 
 def _drive(python: str, job: Job) -> list[str]:
     place = ["--dir", str(job.folder), "--address", "auto"]
-    layout = ["--hosts", str(job.hosts), "--threads", str(job.threads)]
-    return [python, "-m", "cluster.launch.drive", str(job.config), *place, *layout]
+    machines = job.machines
+    words = [
+        *("--nodes", str(machines.nodes)),
+        *("--gpus", str(machines.gpus)),
+        *("--cpus", str(machines.cpus)),
+    ]
+    return [python, "-m", "cluster.launch.drive", str(job.config), *place, *words]
 
 
 def _environment(job: Job) -> Path:

@@ -78,6 +78,8 @@ def submit(submission: Submission) -> str:
     program = submission.command[0]
     if shutil.which(program) is None:
         raise MachineError(f"{program} is not installed here.\n  {_REMEDY.get(program, '')}")
+    if submission.place == "cloud":
+        _check_token()
     if submission.script is not None:
         submission.script.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(submission.script, submission.text.encode())
@@ -87,6 +89,13 @@ def submit(submission: Submission) -> str:
         said = (done.stderr or done.stdout or "").strip()
         raise RunFailedError(f"{program} ended with status {done.returncode}.\n  {said}".rstrip())
     return (done.stdout or "").strip()
+
+
+def _check_token(path: Path | None = None) -> None:
+    """The token that `ray up` copies to every machine is there."""
+    path = path or Path.home() / ".ray" / "auth_token"
+    if not path.is_file():
+        raise MachineError(f"there is no token in {path}.\n  Make one: `ray get-auth-token --generate`.")
 
 
 def _run(command: Sequence[str], stdin: str | None, *, watch: bool) -> subprocess.CompletedProcess[str]:

@@ -15,6 +15,7 @@ config=@{config}
 folder=@{folder}
 port="${REPLORA_RAY_PORT:-@{port}}"
 export PATH=@{path}:"$PATH"
+export SRUN_CPUS_PER_TASK=@{cpus} # since Slurm 22.05 srun does not take it from sbatch
 export OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0 MLFLOW_DISABLE_TELEMETRY=true
 
 # The token is made here, for this job alone; the script and the job's log do not hold it.
@@ -43,7 +44,7 @@ if [ "$count" -ne "$SLURM_JOB_NUM_NODES" ]; then
 fi
 srun --ntasks-per-node=1 replora doctor --dir "$folder" >&2
 
-head="$(hostname)"
+head="${SLURMD_NODENAME:-$(hostname)}" # as Slurm calls this node
 ip="${REPLORA_HEAD_IP:-$(hostname -I | cut -d' ' -f1)}"
 srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" ray start --head --block --node-ip-address="$ip" \
   --port="$port" --num-cpus=@{cpus} --num-gpus=@{gpus} --include-dashboard=false --temp-dir="$scratch" >&2 &
@@ -72,7 +73,7 @@ WAIT
 # Three minutes before the end Slurm sends TERM: the sweep then checkpoints. Submitting this script again
 # goes on where it ended.
 python -m cluster.launch.drive "$config" --dir "$folder" --address "$ip:$port" \
-  --hosts @{hosts} --threads @{threads} &
+  --nodes @{nodes} --gpus @{gpus} --cpus @{cpus} &
 driver=$!
 trap 'kill -TERM "$driver" 2>/dev/null || true' TERM
 while :; do

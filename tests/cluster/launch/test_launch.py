@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from cluster.launch.drive import main as run_driver
 from cluster.launch.drive import sweep_arguments
 from cluster.launch.verb import LAUNCH
 from replora.errors import MachineError, RunFailedError
@@ -83,7 +84,7 @@ def test_ray_gets_the_command_as_words(sweep: Path, programs: Path) -> None:
     assert words[:3] == ["job", "submit", "--address"]
     after = words[words.index("--") + 1 :]
     assert after[:4] == ["/shared/env/bin/python", "-m", "cluster.launch.drive", str(sweep)]
-    assert after[-4:] == ["--hosts", "4", "--threads", "1"]
+    assert after[-6:] == ["--nodes", "1", "--gpus", "4", "--cpus", "4"]
 
 
 @pytest.mark.parametrize(("place", "program"), [("slurm", "sbatch"), ("kuberay", "kubectl"), ("ray", "ray")])
@@ -121,9 +122,11 @@ def test_a_sweep_of_the_package_is_launched_here_by_its_name() -> None:
     assert command[3:] == ["sweep", "smoke", "--dir", "runs/smoke"]
 
 
-def drive(sweep: Path, hosts: int = 4) -> argparse.Namespace:
+def drive(sweep: Path, gpus: int = 4) -> argparse.Namespace:
     """What the driver was told."""
-    return argparse.Namespace(sweep=sweep, dir=Path("/shared/runs"), address="auto", hosts=hosts, threads=2)
+    return argparse.Namespace(
+        sweep=sweep, dir=Path("/shared/runs"), address="auto", nodes=1, gpus=gpus, cpus=8
+    )
 
 
 def test_the_driver_adds_what_only_the_cluster_knows(sweep: Path) -> None:
@@ -136,4 +139,39 @@ def test_the_driver_adds_what_only_the_cluster_knows(sweep: Path) -> None:
 def test_the_driver_leaves_alone_what_the_file_decides(sweep: Path) -> None:
     sweep.write_text(f"{SWEEP}resources: {{hosts: 2, threads: 1}}\ntracking: {{uri: 'http://own:5000'}}\n")
     words = sweep_arguments(drive(sweep), {"MLFLOW_TRACKING_URI": "http://mlflow:5000"})
-    assert words[4:] == ["resources.address=auto"]
+    assert words[4:] == ["resources.address=auto", "resources.hosts=2", "resources.threads=1"]
+
+
+def test_the_driver_counts_gangs_and_refuses_machines_that_hold_none(
+    sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep.write_text(f"{SWEEP}run: {{engine: {{ranks: 2}}}}\n")
+    assert "resources.hosts=2" in sweep_arguments(drive(sweep), {})
+    machines = ["--nodes", "1", "--gpus", "1", "--cpus", "8"]
+    status = run_driver([str(sweep), "--dir", str(tmp_path), "--address", "auto", *machines])
+    assert status == 2
+    assert "give --gpus 2" in capsys.readouterr().err
+
+
+def test_a_cloud_needs_the_token_that_it_copies(
+    sweep: Path, programs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    fake_program(programs, "ray", 'printf "%s\\n" "$@" >"$0.arguments"')
+    words: list[str | Path] = [
+        "--on",
+        "cloud",
+        "--mount",
+        tmp_path,
+        "--env",
+        tmp_path / "env",
+        "--dir",
+        tmp_path / "runs",
+    ]
+    words += ["--instance", "g6.xlarge", "--storage", "fs-1.example:/"]
+    with pytest.raises(MachineError, match="get-auth-token --generate"):
+        launch(sweep, *words)
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("0" * 32)
+    launch(sweep, *words)
+    assert (programs / "ray.arguments").read_text().split()[:2] == ["up", "--yes"]

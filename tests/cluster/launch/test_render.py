@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from cluster.launch.cloud import Cloud
 from cluster.launch.job import Job, job_name
 from cluster.launch.render import cloud_file, ray_command, rayjob_manifest, slurm_script
 from replora.errors import ConfigError
@@ -26,14 +27,26 @@ RENDERED: dict[str, Callable[[], str]] = {
     "two-nodes.slurm": lambda: slurm_script(job()),
     "one-cpu-node.slurm": lambda: slurm_script(job(nodes=1, gpus=0, cpus=4, partition=None, account=None)),
     "rayjob.yaml": lambda: re.sub(r"rayVersion: .*", "rayVersion: VERSION", rayjob_manifest(job())),
+    "spot-rayjob.yaml": lambda: re.sub(
+        r"rayVersion: .*", "rayVersion: VERSION", rayjob_manifest(job(spot="cloud.google.com/gke-spot=true"))
+    ),
     "aws.yaml": lambda: cloud_file(cloud_job()),
+    "gcp.yaml": lambda: cloud_file(gcp_job()),
     "ray.txt": lambda: shlex.join(ray_command(job())) + "\n",
 }
 
 
 def cloud_job(**changes: Any) -> Job:
-    """A job for spot machines of a cloud."""
-    return job(**{"instance": "p4d.24xlarge", "storage": "fs-1.example:/", **changes})
+    """A job for spot machines of AWS."""
+    cloud = Cloud(instance="p4d.24xlarge", storage="fs-1.example:/")
+    return job(**{"cloud": cloud, "image": None, **changes})
+
+
+def gcp_job() -> Job:
+    """A job for spot machines of Google Cloud, with the environment on Filestore."""
+    image = "projects/lab/global/images/family/gpu"
+    cloud = Cloud("gcp", project="lab", zone="c", instance="a2-ultragpu-8g", storage="10.0.0.2:/share")
+    return job(cloud=cloud, image=image)
 
 
 SECRET = "hunter2-in-the-environment"
@@ -55,22 +68,47 @@ def test_no_line_of_a_script_keeps_a_field_open() -> None:
     assert "@{" not in rayjob_manifest(job())
 
 
-def test_a_cloud_file_is_one_that_ray_up_accepts() -> None:
+@pytest.mark.parametrize("name", ["aws.yaml", "gcp.yaml"])
+def test_a_cloud_file_is_one_that_ray_up_accepts(name: str) -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
-    document = yaml.safe_load(RENDERED["aws.yaml"]())
-    validate_config(prepare_config(document))
-    workers = document["available_node_types"]["workers"]["node_config"]
-    assert workers["InstanceMarketOptions"] == {"MarketType": "spot"}
+    document = yaml.safe_load(RENDERED[name]())
+    whole = prepare_config(document)
+    validate_config(whole)
+    assert whole["head_setup_commands"] == document["setup_commands"], "Ray's own would install packages"
+    assert whole["file_mounts"] == {"~/.ray/auth_token": "~/.ray/auth_token"}
     starts = [*document["head_start_ray_commands"], *document["worker_start_ray_commands"]]
     assert all("RAY_AUTH_MODE=token" in line for line in starts if " start " in line)
 
 
+def test_workers_of_a_cloud_are_spot_machines_and_the_head_is_not() -> None:
+    def machines(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        types = yaml.safe_load(RENDERED[name]())["available_node_types"]
+        return types["head"]["node_config"], types["workers"]["node_config"]
+
+    head, worker = machines("aws.yaml")
+    assert worker["InstanceMarketOptions"] == {"MarketType": "spot"}
+    assert "InstanceMarketOptions" not in head
+    head, worker = machines("gcp.yaml")
+    assert worker["scheduling"]["provisioningModel"] == "SPOT"
+    assert worker["scheduling"]["instanceTerminationAction"] == "DELETE"
+    assert "scheduling" not in head
+
+
 def test_a_cloud_job_lacks_nothing_that_its_nodes_need() -> None:
     with pytest.raises(ConfigError, match="--instance is needed") as caught:
-        job(storage=None, environment=Path("/home/me/env")).check("cloud")
-    assert "--storage is needed" in str(caught.value)
-    assert "--env must lie under /shared" in str(caught.value)
+        job(environment=Path("/home/me/env"), cloud=Cloud("gcp"), image=None).check("cloud")
+    text = str(caught.value)
+    assert all(f"{option} is needed" in text for option in ("--storage", "--project", "--image"))
+    assert "--env must lie under /shared" in text
+
+
+def test_spot_workers_run_on_labelled_machines_and_the_head_does_not() -> None:
+    cluster = manifest(spot="cloud.google.com/gke-spot=true")["spec"]["rayClusterSpec"]
+    worker = cluster["workerGroupSpecs"][0]["template"]["spec"]
+    assert worker["nodeSelector"] == {"cloud.google.com/gke-spot": "true"}
+    assert {"key": "cloud.google.com/gke-spot", "operator": "Exists"} in worker["tolerations"]
+    assert "nodeSelector" not in cluster["headGroupSpec"]["template"]["spec"]
 
 
 def test_every_option_of_sbatch_comes_before_the_first_command() -> None:
@@ -130,10 +168,13 @@ def test_no_secret_of_the_environment_is_rendered(name: str, monkeypatch: pytest
         {"time": "1:00:00\n#SBATCH --uid=0"},
         {"partition": "gpu --uid=0"},
         {"account": "`id`"},
+        {"spot": "gke-spot: true"},
+        {"cloud": Cloud(storage="host:/x; reboot")},
         {"address": "http://me:password@head:8265"},
         {"nodes": 0},
         {"cpus": 0},
         {"gpus": -1},
+        {"memory_gib": -1},
     ],
     ids=str,
 )
@@ -165,10 +206,6 @@ def test_a_sweep_that_is_not_there_is_refused() -> None:
 def test_names_made_from_files_are_valid(stem: str) -> None:
     name = job_name(Path(f"/a/{stem}.yaml"))
     job(name=name).check("ray")
-
-
-def test_hosts_are_gpus_or_cores() -> None:
-    assert [(each.hosts, each.threads) for each in (job(), job(gpus=0, cpus=4))] == [(16, 8), (8, 1)]
 
 
 if __name__ == "__main__":
