@@ -1,10 +1,12 @@
 """What the benchmarks of a GPU share: bases with random weights, steps of ours and of PEFT, times and memory.
 
-`--quick` runs all of it on a tiny LLaMA on the CPU, so that nothing is first tried on a rented machine.
+`--quick` runs all of it on a tiny LLaMA on the CPU, in bf16 as on a GPU, so that nothing is first tried on a
+rented machine.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 import time
@@ -16,19 +18,35 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 
 from benchmarks._calibration_process import RandomTask
+from benchmarks._common import Row, machine, say
+from cluster.anatomy import anatomy_of
+from cluster.memory import GIB, Setting, memory_of
 from replora.config import BackboneConfig, RunConfig
 from replora.methods.structure import copy_structure
 from replora.models.base import Backbone
 from replora.models.load import load_backbone
+from replora.train.footprint import peak_memory, reset_peak
 from replora.train.pack import Pack
 
-__all__ = ["LENGTH", "PEAKS", "Bench", "bench", "device_or_exit", "seconds_a_step"]
+__all__ = ["Bench", "bench", "card", "device_or_exit", "memory_row", "peak_flops", "seconds_a_step", "widest"]
 
-LENGTH = 1_024
-#: Dense bf16 FLOP/s by part of the card's name (recalled from the makers' data sheets).
-PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "A10G": 70e12}
+#: Dense bf16 FLOP/s by part of the card's name, the first that fits (recalled from the makers' data sheets).
+PEAKS = {
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "B200": 2250e12,
+    "A100": 312e12,
+    "A10G": 70e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "cpu": 1e12,  # no CPU's: it only lets --quick go through the same code
+}
 _TINY = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2, "vocab_size": 256}
 _LONG = 10**9
+
+Step = Callable[[], object]
 
 
 class Bench:
@@ -45,33 +63,30 @@ class Bench:
         """P."""
         return sum(weight.numel() for weight in self.backbone.model.parameters())
 
-    def run(self, method: Mapping[str, Any], batch: int) -> RunConfig:
-        """The run that is measured."""
-        precision = "fp32" if self.device.type == "cpu" else "bf16"
-        train = {"batch": batch, "steps": _LONG, "eval_every": _LONG, "checkpoint_every": _LONG}
-        return RunConfig.model_validate(
-            {
-                "backbone": {"name": self.backbone.name, "weights": "random"},
-                "method": method,
-                "train": {**train, "precision": precision},
-            }
-        )
+    def run(self, method: Mapping[str, Any], batch: int, micro: int | None = None) -> RunConfig:
+        """The run that is measured: `batch` texts a step, `micro` of them in a pass."""
+        train = {"batch": batch, "micro_batch": micro, "steps": _LONG}
+        train |= {"eval_every": _LONG, "checkpoint_every": _LONG, "precision": "bf16"}
+        backbone = {"name": self.backbone.name, "weights": "random"}
+        return RunConfig.model_validate({"backbone": backbone, "method": method, "train": train})
 
-    def ours(self, method: Mapping[str, Any], batch: int, slots: int = 1) -> Callable[[], object]:
+    def ours(self, method: Mapping[str, Any], batch: int, slots: int = 1, micro: int | None = None) -> Step:
         """A step of a pack of trials of one method."""
-        config = self.run(method, batch)
+        config = self.run(method, batch, micro)
         pack = Pack(config, self.backbone, self._task, slots)
         for seed in range(slots):
             pack.admit(f"trial-{seed}", config.model_copy(update={"seed": seed}), self.folder)
         return pack.step
 
-    def peft(self, batch: int, rank: int, *, dora: bool) -> Callable[[], object]:
-        """A step of stock PEFT on the same weights, with the same loss, in a plain loop."""
-        model = copy_structure(self.backbone.model)
+    def peft(self, batch: int, rank: int, *, dora: bool) -> Step:
+        """A step of stock PEFT on the same weights, with the same loss, in a plain loop.
+
+        Its adapters are in bf16, the fastest that PEFT has: no casts, half the optimizer's bytes. Ours train
+        in fp32, so this errs against us.
+        """
         targets = ["q_proj", "v_proj"]
-        adapted: Any = inject_adapter_in_model(
-            LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, use_dora=dora), model
-        )
+        lora = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, use_dora=dora)
+        adapted: Any = inject_adapter_in_model(lora, copy_structure(self.backbone.model)).to(torch.bfloat16)
         trained = [each for each in adapted.parameters() if each.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
         split = self._task.split("train")
@@ -103,17 +118,16 @@ class _OnDevice(RandomTask):
 
 
 def bench(name: str, tokens: int, folder: Path, device: torch.device) -> Bench:
-    """A named LLaMA with random weights in bf16, or `tiny` in fp32."""
+    """A named LLaMA with random weights in bf16, or a `tiny` one."""
     if name == "tiny":
         described = {**_TINY, "model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 4}
         (folder / "config.json").write_text(json.dumps({**described, "tie_word_embeddings": False}))
         name = f"hf/{folder}"
-    precision: Any = "fp32" if device.type == "cpu" else "bf16"
     config = BackboneConfig(name=name, weights="random")
-    return Bench(load_backbone(config, precision=precision, device=device), tokens, folder)
+    return Bench(load_backbone(config, precision="bf16", device=device), tokens, folder)
 
 
-def seconds_a_step(step: Callable[[], object], device: torch.device, steps: int) -> float:
+def seconds_a_step(step: Step, device: torch.device, steps: int) -> float:
     """Mean time of a step after two that warm up."""
     for _ in range(2):
         step()
@@ -125,6 +139,70 @@ def seconds_a_step(step: Callable[[], object], device: torch.device, steps: int)
     return (time.perf_counter() - started) / steps
 
 
+def widest(make: Callable[[int], Step], most: int) -> int:
+    """The largest of `most`, `most / 2`, ... with which a step fits the card's memory.
+
+    Raises:
+        torch.OutOfMemoryError: If even 1 does not.
+    """
+    while True:
+        try:
+            make(most)()
+        except torch.OutOfMemoryError:
+            if most == 1:
+                raise
+            most //= 2
+        else:
+            return most
+        finally:
+            free()
+
+
+def free() -> None:
+    """Gives back what steps that are gone held."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def memory_row(name: str, model: Bench, run: RunConfig, slots: int) -> Row:
+    """The plan's bytes of a pack's tensors against the most that torch allocated for two steps of it.
+
+    The plan's runtime and reserve are left out, because torch does not allocate them; so is the cache of
+    evaluations, of which there are none here.
+    """
+    free()
+    reset_peak(model.device)
+    train = run.train
+    step = model.ours(run.method.model_dump(), train.batch, slots, train.micro_batch)
+    step()
+    step()
+    setting = Setting(train.micro_batch or train.batch, model.tokens, slots)
+    memory = memory_of(run, anatomy_of(run), setting, "gpu")
+    planned, measured = memory.model - memory.evaluation, _peak(model.device)
+    error = 100 * abs(planned - measured) / measured
+    return Row(f"{name}-memory", planned / GIB, measured / GIB, "GiB", error, 5.0, card(model.device))
+
+
+def _peak(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    found = peak_memory(device)
+    assert found is not None, "resident memory can be read on Linux only"
+    return int(found["held"])
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Dense bf16 FLOP/s of the card; None where they are not known."""
+    name = card(device)
+    return next((flops for part, flops in PEAKS.items() if part in name), None)
+
+
+def card(device: torch.device) -> str:
+    """The GPU's name, or the CPU's."""
+    return machine() if device.type == "cpu" else f"gpu: {torch.cuda.get_device_name(device)}"
+
+
 def device_or_exit(*, quick: bool) -> torch.device:
     """The GPU; the CPU for `--quick`. Ends with status 3 where a full run has no GPU."""
     if quick:
@@ -132,7 +210,10 @@ def device_or_exit(*, quick: bool) -> torch.device:
     if not torch.cuda.is_available():
         print("This benchmark needs a CUDA device; --quick tries its code on a CPU.", file=sys.stderr)
         sys.exit(3)
-    return torch.device("cuda")
+    device = torch.device("cuda")
+    if peak_flops(device) is None:
+        say(f"The peak of {card(device)} is not in benchmarks/_gpu.py: no share of it is given.")
+    return device
 
 
 def _wait(device: torch.device) -> None:

@@ -80,14 +80,15 @@ def adamw_step(
         counts: Number of this update of each slot, from 1.
         rates: Learning rate of this update of each slot.
     """
-    for row, (optim, count, rate) in enumerate(zip(optims, counts, rates, strict=True)):
+    steps = torch.tensor(counts, dtype=torch.float32, device=values.device)  # read where the numbers are
+    for row, (optim, rate) in enumerate(zip(optims, rates, strict=True)):
         torch._fused_adamw_(
             [values[row]],
             [grads[row]],
             [moments[0][row]],
             [moments[1][row]],
             [],
-            [torch.tensor(float(count))],
+            [steps[row]],
             lr=rate,
             beta1=optim.beta1,
             beta2=optim.beta2,
