@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from cluster.doctor.network import check_mlflow
 from cluster.hardware import Hardware
+from cluster.launch.cloud import Cloud
 from cluster.launch.job import Job, Place
 from cluster.launch.submit import prepare
 from replora.errors import ConfigError
@@ -26,9 +27,9 @@ def job(folder: Path, **changes: str) -> Job:
     """A job of a sweep that is there."""
     sweep = folder / "grid.yaml"
     sweep.write_text("name: grid\nspace: {optim.lr: {values: [0.001]}}\n")
-    cloud = {"instance": "p4d.24xlarge", "storage": "fs-1.example:/"}
+    cloud = Cloud(instance="p4d.24xlarge", storage="fs-1.example:/")
     places = {"folder": folder / "runs", "mount": folder, "environment": folder / "env"}
-    return fixed_job(config=sweep, **places, **cloud, **changes)
+    return fixed_job(config=sweep, cloud=cloud, **places, **changes)
 
 
 def calls() -> Iterator[tuple[Path, ast.Call, str]]:
