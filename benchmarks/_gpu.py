@@ -65,7 +65,7 @@ class Bench:
 
     def run(self, method: Mapping[str, Any], batch: int, micro: int | None = None) -> RunConfig:
         """The run that is measured: `batch` texts a step, `micro` of them in a pass."""
-        train = {"batch": batch, "micro_batch": micro, "steps": _LONG}
+        train: dict[str, Any] = {"batch": batch, "micro_batch": micro, "steps": _LONG}
         train |= {"eval_every": _LONG, "checkpoint_every": _LONG, "precision": "bf16"}
         backbone = {"name": self.backbone.name, "weights": "random"}
         return RunConfig.model_validate({"backbone": backbone, "method": method, "train": train})
