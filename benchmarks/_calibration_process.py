@@ -21,7 +21,7 @@ from transformers import LlamaForCausalLM  # noqa: F401
 
 from cluster.anatomy import anatomy_of
 from cluster.memory import LIBRARIES, Setting, memory_of
-from replora.config import RunConfig
+from replora.config import RunConfig, TextToTextTask, VideoFolderTask
 from replora.models.load import load_backbone
 from replora.tasks.base import SplitName
 from replora.train.footprint import peak_memory, reset_peak
@@ -46,8 +46,12 @@ class _Split:
         made = {}
         for name, (shape, below) in self._shapes.items():
             made[name] = torch.randint(below, (count, *shape)) if below else torch.randn(count, *shape)
-        if "tokens" in made:
-            made["scored"] = torch.ones_like(made["tokens"], dtype=torch.bool)
+        for texts in ("tokens", "target"):
+            if texts in made:
+                made["scored"] = torch.ones_like(made[texts], dtype=torch.bool)
+        if "source" in made:
+            made["mask"] = torch.ones_like(made["source"])
+            made["mask"][0, -1] = 0  # one text is shorter, or the mask would be left out
         return made
 
 
@@ -76,10 +80,7 @@ def measure(case: Mapping[str, Any], folder: Path) -> dict[str, int]:
     reset_peak(CPU)
     imports = _held()
     backbone = load_backbone(config.backbone, precision=config.train.precision, device=CPU)
-    shapes: dict[str, tuple[tuple[int, ...], int]] = {"image": ((3, 224, 224), 0), "label": ((), CLASSES)}
-    if case["tokens"]:
-        shapes = {"tokens": ((int(case["tokens"]),), anatomy_of(config).vocabulary)}
-    task: Any = RandomTask(shapes)
+    task: Any = RandomTask(shapes_of(config, int(case["tokens"])))
     pack = Pack(config, backbone, task, slots)
     for seed in range(slots):
         pack.admit(f"trial-{seed}", config.model_copy(update={"seed": seed}), folder)
@@ -98,6 +99,19 @@ def measure(case: Mapping[str, Any], folder: Path) -> dict[str, int]:
         "passing": memory.activations + memory.temporaries,
         "reserve": memory.reserve,
     }
+
+
+def shapes_of(config: RunConfig, tokens: int) -> dict[str, tuple[tuple[int, ...], int]]:
+    """Of each tensor of an example, with the number of its values, 0 for numbers."""
+    task = config.task
+    if isinstance(task, VideoFolderTask):
+        return {"video": ((3, task.frames, task.image_size, task.image_size), 0), "label": ((), CLASSES)}
+    if isinstance(task, TextToTextTask):
+        words = anatomy_of(config).vocabulary
+        return {"source": ((task.source_tokens,), words), "target": ((task.target_tokens,), words)}
+    if tokens:
+        return {"tokens": ((tokens,), anatomy_of(config).vocabulary)}
+    return {"image": ((3, 224, 224), 0), "label": ((), CLASSES)}
 
 
 def _held() -> int:

@@ -1,8 +1,9 @@
-"""The planner's prediction against the measured peak of resident memory on a CPU, 16 settings.
+"""The planner's prediction against the measured peak of resident memory on a CPU, 22 settings.
 
-Methods x K x batch x length on small LLaMAs and ViTs with random weights, each in fresh processes of three
-training steps, over the memory of the imports alone. Twice: with glibc told to hand freed memory back
-(`returned`: what is held is counted, not what was), and as trials run, with freed memory kept (`kept`).
+Methods x K x batch x length on small LLaMAs, BARTs, ViTs and Video Swins with random weights, each in fresh
+processes of three training steps, over the memory of the imports alone. Twice: with glibc told to hand freed
+memory back (`returned`: what is held is counted, not what was), and as trials run, with freed memory kept
+(`kept`).
 
 Rows:
     p95-error       ratio = 95th percentile of |predicted - measured| / measured, in percent, of the
@@ -30,12 +31,16 @@ LLAMAS = {
     "llama-b": (512, 1_408, 8, 8, 8_000),
     "llama-c": (768, 2_048, 4, 12, 2_000),
 }
+#: Width, MLP, layers on each side, heads, words.
+BARTS = {"bart-a": (512, 2_048, 3, 8, 8_000)}
 LORA, REPLORA = {"name": "lora"}, {"name": "replora"}
+CLIPS = {"name": "video-folder", "root": "clips", "frames": 8, "image_size": 112}
+TEXTS = {"name": "text-to-text", "root": "texts", "source_tokens": 96, "target_tokens": 48}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One setting; `tokens` is 0 for images."""
+    """One setting; `tokens` is 0 where the backbone, or the task, says what an example has."""
 
     model: str
     method: dict[str, Any]
@@ -43,6 +48,7 @@ class Case:
     tokens: int = 0
     slots: int = 1
     precision: str = "fp32"
+    task: dict[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -70,6 +76,10 @@ CASES = [
     Case("vit-s16", {"name": "dora"}, 4, slots=2),
     Case("vit-b16", REPLORA, 2),
     Case("vit-s16", {"name": "adapter"}, 4),
+    Case("video-swin-t", REPLORA, 2, task=CLIPS),
+    Case("video-swin-t", {"name": "dora"}, 1, slots=2, task=CLIPS),
+    Case("bart-a", REPLORA, 16, task=TEXTS),
+    Case("bart-a", {"name": "lora", "dropout": 0.1}, 4, slots=2, task=TEXTS),
 ]
 
 
@@ -97,6 +107,7 @@ def measured(case: Case, folder: Path) -> Found:
         "backbone": {"name": _backbone(case.model, folder), "weights": "random"},
         "method": case.method,
         "train": {**train, "precision": case.precision},
+        **({} if case.task is None else {"task": case.task}),
     }
     path = folder / "case.json"
     path.write_text(json.dumps({"run": run, "tokens": case.tokens, "slots": case.slots}))
@@ -122,11 +133,28 @@ def measured(case: Case, folder: Path) -> Found:
 
 
 def _backbone(model: str, folder: Path) -> str:
-    """A ViT's name, or the folder of a small LLaMA's config.json."""
-    if model not in LLAMAS:
-        return model
-    width, hidden, depth, heads, words = LLAMAS[model]
-    described = {
+    """A vision model's name, or the folder of a small LLaMA's or BART's config.json."""
+    if model in BARTS:
+        return _folder(model, folder, _bart(*BARTS[model]))
+    return _folder(model, folder, _llama(*LLAMAS[model])) if model in LLAMAS else model
+
+
+def _folder(model: str, folder: Path, described: dict[str, Any]) -> str:
+    place = folder / model
+    place.mkdir(exist_ok=True)
+    (place / "config.json").write_text(json.dumps(described))
+    return f"hf/{place}"
+
+
+def _bart(width: int, hidden: int, depth: int, heads: int, words: int) -> dict[str, Any]:
+    described = {"model_type": "bart", "d_model": width, "vocab_size": words, "max_position_embeddings": 512}
+    described |= dict.fromkeys(("encoder_layers", "decoder_layers"), depth)
+    described |= dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), hidden)
+    return described | dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), heads)
+
+
+def _llama(width: int, hidden: int, depth: int, heads: int, words: int) -> dict[str, Any]:
+    return {
         "model_type": "llama",
         "hidden_size": width,
         "intermediate_size": hidden,
@@ -136,10 +164,6 @@ def _backbone(model: str, folder: Path) -> str:
         "vocab_size": words,
         "tie_word_embeddings": False,
     }
-    place = folder / model
-    place.mkdir(exist_ok=True)
-    (place / "config.json").write_text(json.dumps(described))
-    return f"hf/{place}"
 
 
 def p95(values: list[float]) -> float:
