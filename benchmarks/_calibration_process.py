@@ -91,7 +91,7 @@ def measure(case: Mapping[str, Any], folder: Path) -> dict[str, int]:
     tokens = int(case["tokens"]) or anatomy.tokens or 1
     memory = memory_of(config, anatomy, Setting(micro, tokens, slots), "cpu")
     # No evaluation is run, so what it needs beyond training is not part of this prediction.
-    predicted = memory.model - memory.evaluation + LIBRARIES
+    predicted = memory.model - memory.evaluation + LIBRARIES[anatomy.family]
     return {
         "peak": _held() - imports,
         "imports": imports,

@@ -53,6 +53,7 @@ class Anatomy:
         keys: Features of a token's keys; fewer than `width` where queries are grouped.
         pixels: Numbers of an image for each of its tokens; 0 for texts.
         stages: Parts of unlike layers; empty where all layers are alike.
+        tables_bytes: Of what a base holds beside its weights, in a type of its own.
         beside_parameters: What trains beside any method.
         visual: Features of each visual token that a VL-BART embeds; 0 without.
         visual_tokens: Of one example.
@@ -72,6 +73,7 @@ class Anatomy:
     keys: int = 0
     pixels: int = 0
     stages: tuple[Stage, ...] = ()
+    tables_bytes: int = 0
     beside_parameters: int = 0
     visual: int = 0
     visual_tokens: int = 0
@@ -229,6 +231,7 @@ def _video(shape: VideoSwinShape, config: RunConfig) -> Anatomy:
         fused_attention=False,
         pixels=shape.channels * math.prod(shape.patch),
         stages=stages,
+        tables_bytes=8 * math.prod(shape.window) ** 2 * sum(shape.depths),  # of places in a window, int64
     )
 
 
