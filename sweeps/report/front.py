@@ -101,7 +101,7 @@ def _caption(results: Results, shown: int, total: int) -> str:
     parts.append("Filled: no other configuration is at least as good in every objective. Hollow: dominated.")
     if results.selection.stage == "confirm":
         parts.append("Small: other configurations, with the values of the search, which had no fresh seeds.")
-    parts.append("The ring marks the chosen one; another is chosen with `replora best --where`.")
+    parts.append("The ring marks the chosen one; another is chosen with replora best --where.")
     if len(results.view.objectives) > 2:
         parts.append("Only the first two objectives are drawn; the table has all.")
     return " ".join(parts)

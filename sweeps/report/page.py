@@ -19,7 +19,7 @@ from sweeps.report.importance import importance_figure
 from sweeps.report.maps import map_figure
 from sweeps.report.parallel import parallel_figure
 from sweeps.report.results import Results
-from sweeps.report.search_words import schedule_text, warm_texts
+from sweeps.report.search_words import schedule_text, skipped_text, warm_texts
 from sweeps.report.table import failures, trials_table
 from sweeps.report.words import date, duration, plain
 
@@ -75,6 +75,7 @@ def _header(view: SweepView) -> Html:
         "last change": f"{date(view.updated)}, after {duration(view.updated - view.started)}",
         "sweep": view.fingerprint,
         "schedule": schedule_text(view),
+        "proposals": skipped_text(view),
         "budget": "; ".join(dict.fromkeys(view.spent.values())),
         "warm start": "; ".join(warm_texts(view)),
         "code": view.git,

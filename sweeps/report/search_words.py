@@ -9,7 +9,7 @@ from sweeps.lineage import lineage_text
 from sweeps.report.words import amount
 from sweeps.warm import earlier_words
 
-__all__ = ["copy_text", "final_text", "phases_text", "schedule_text", "warm_texts"]
+__all__ = ["copy_text", "final_text", "phases_text", "schedule_text", "skipped_text", "warm_texts"]
 
 
 def schedule_text(view: SweepView) -> str:
@@ -26,6 +26,14 @@ def schedule_text(view: SweepView) -> str:
     steps = next((trial.config["optim"]["restarts"] for trial in view.trials.values()), ())
     ends = ", ".join(str(step) for step in [*steps, rungs] if step)
     return f"per rung: it comes to its end at the steps {ends} and begins anew"
+
+
+def skipped_text(view: SweepView) -> str:
+    """How many proposals became no trial; empty where all did."""
+    if not view.skipped:
+        return ""
+    count = "1 proposal was" if view.skipped == 1 else f"{view.skipped} proposals were"
+    return f"{count} not trained: known already, no valid run, or above search.max_parameters"
 
 
 def warm_texts(view: SweepView) -> Iterator[str]:

@@ -13,7 +13,7 @@ from sweeps.ledger import SweepView
 from sweeps.report.answer import front_text, rivals_text
 from sweeps.report.page import REPORT_NAME
 from sweeps.report.results import failure_groups
-from sweeps.report.search_words import final_text, phases_text, schedule_text, warm_texts
+from sweeps.report.search_words import final_text, phases_text, schedule_text, skipped_text, warm_texts
 from sweeps.report.words import amount, duration, plain, point_text, score
 from sweeps.tracking import resolve_uri
 
@@ -106,6 +106,8 @@ def _losses(view: SweepView) -> Iterator[str]:
         yield f"{pruned} pruned: stopped early, so their values are {bound} bounds and were not compared"
     if text := schedule_text(view):
         yield f"schedule: {text}"
+    if text := skipped_text(view):
+        yield text
     yield from warm_texts(view)
     yield from (f"stopped asking: {reason}" for reason in dict.fromkeys(view.spent.values()))
 

@@ -8,7 +8,7 @@ from sweeps.report.progress import planned_steps
 from sweeps.report.results import Results, failure_groups
 from sweeps.report.scales import is_number
 from sweeps.report.search_words import copy_text, schedule_text
-from sweeps.report.words import duration, number, plain, point_text, score, short_names
+from sweeps.report.words import amount, duration, number, plain, point_text, score, short_names
 
 __all__ = ["failures", "trials_table"]
 
@@ -22,7 +22,7 @@ def trials_table(results: Results) -> Html:
     heads = [
         "trial",
         "state",
-        plain(results.view.metric, 40),
+        *(plain(objective.metric, 40) for objective in results.view.objectives),
         *keys,
         "seed",
         "stage",
@@ -58,6 +58,7 @@ def _row(results: Results, trial: TrialView) -> Html:
         tag("td", str(trial.number)),
         tag("td", trial.state, class_=trial.state),
         tag("td", bound + value, data_v=_exact(trial.objective)),
+        *(_further(trial, objective.metric) for objective in results.view.objectives[1:]),
         *points,
         tag("td", str(trial.seed)),
         tag("td", trial.stage),
@@ -78,6 +79,12 @@ def _has_copies(results: Results) -> bool:
 
 def _cell(value: object) -> Html:
     return tag("td", "–" if value is None else number(value))
+
+
+def _further(trial: TrialView, metric: str) -> Html:
+    """An objective after the first."""
+    value = trial.metrics.get(metric)
+    return tag("td", "" if value is None else amount(value), data_v=_exact(value))
 
 
 def _exact(value: object) -> str | None:

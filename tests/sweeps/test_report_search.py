@@ -47,6 +47,8 @@ def test_the_page_draws_every_configuration_and_the_front(front: SweepView) -> N
     assert len(page.of_class("mean")) == 4
     assert "4 of 5 configurations are on the Pareto front of accuracy and trainable_parameters" in page.text
     assert "accuracy against trainable_parameters, one dot for each configuration" in str(page.tags)
+    heads = page.text.partition("All trials")[2].partition("fingerprint")[0]
+    assert "trainable_parameters" in heads
 
 
 def test_the_summary_lists_the_front_and_marks_the_chosen_one(front: SweepView) -> None:
@@ -56,6 +58,16 @@ def test_the_summary_lists_the_front_and_marks_the_chosen_one(front: SweepView) 
     assert "this is the knee of the Pareto front." in text_of(front)
     listed = [line for line in lines if re.match(r"[* ] accuracy .*trainable_parameters", line)]
     assert len(listed) == 4
+
+
+def test_proposals_that_became_no_trial_are_counted(tmp_path: Path) -> None:
+    space = {"optim.lr": {"values": (1e-3, 1e-2)}}
+    search = {"name": "random", "trials": 6}
+    view = run(tmp_path, sweep(space=space, search=search, pruner={}, confirm={}), SimulatedHost(3)).view
+    assert len(view.trials) == 2
+    words = "4 proposals were not trained: known already, no valid run"
+    assert words in text_of(view)
+    assert words in Page(render(view)).text
 
 
 def test_one_objective_has_no_front(copied: SweepView) -> None:
