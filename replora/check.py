@@ -15,7 +15,7 @@ from replora.config import (
 )
 from replora.faults import Fault, config_error
 from replora.models import BACKBONES
-from replora.models.shapes import BART, VIDEO_SWIN, shapes_of
+from replora.models.shapes import shapes_of
 from replora.parameters import TargetLike
 from replora.verbs import nearest
 
@@ -54,7 +54,7 @@ def run_faults(config: RunConfig) -> list[Fault]:
 
 
 def engine_faults(config: RunConfig) -> Iterator[Fault]:
-    """What the section `engine` asks for and this run cannot have."""
+    """What the section `engine` asks for and this run cannot have; the planner asks here, too."""
     engine, train = config.engine, config.train
     micro = train.micro_batch or train.batch
     if train.batch % (micro * engine.ranks):
@@ -67,13 +67,6 @@ def engine_faults(config: RunConfig) -> Iterator[Fault]:
         yield Fault(("engine", "ranks"), text, hint)
     if engine.zero and train.precision == "fp64":
         text = "engine.zero must be 0 where train.precision is fp64: DeepSpeed keeps its copies in fp32."
-        yield Fault(("engine", "zero"), text)
-    if engine.zero == 3 and config.backbone.name in (*BART, *VIDEO_SWIN):
-        text = f"engine.zero must be at most 2 for {config.backbone.name}: stage 3 was not tested with it."
-        yield Fault(("engine", "zero"), text)
-    if engine.zero == 3 and getattr(config.method, "composition", "additive") != "additive":
-        name = config.method.name
-        text = f"engine.zero must be at most 2 for {name}: its gains read the whole base at every step."
         yield Fault(("engine", "zero"), text)
     if isinstance(config.method, FullMethod):
         if engine.zero == 3:

@@ -6,7 +6,7 @@ packs with different methods can share one frozen base.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,7 +35,7 @@ from replora.methods.linear import freeze_linears
 from replora.methods.prefix import PrefixAdaptation
 from replora.methods.sites import Group, Site, group_targets, select_targets
 from replora.methods.structure import copy_structure, packed_features, replace_linears
-from replora.models.base import Backbone, Target
+from replora.models.base import Backbone, Target, held_whole
 from replora.tasks.base import Batch
 
 __all__ = ["Part", "adapt", "parts"]
@@ -95,11 +95,20 @@ class Part:
             yield site, factors, gains
 
 
-def parts(model: nn.Module, targets: Sequence[Target], method: LowRankMethod) -> list[Part]:
+def parts(
+    model: nn.Module,
+    targets: Sequence[Target],
+    method: LowRankMethod,
+    whole: Callable[[nn.Parameter], Tensor] = held_whole,
+) -> list[Part]:
     """The parts of a low-rank method on a model with these targets, group by group."""
+
+    def weight(path: str) -> Tensor:
+        return whole(model.get_parameter(f"{path}.weight"))
+
     found: list[Part] = []
     for group in group_targets(select_targets(targets, method.targets)):
-        composed = [decomposition(group, site, model, method) for site in group.sites]
+        composed = [decomposition(group, site, weight, method) for site in group.sites]
         found.append(Part(factor_source(group, method), tuple(composed)))
     if isinstance(method, GeneratedMethod):
         for group in group_targets(select_targets(targets, method.plain_targets)):
@@ -128,7 +137,7 @@ class LowRankAdaptation:
         self._backbone = backbone
         self.model = copy_structure(backbone.model)
         self._dtype = next(backbone.model.parameters()).dtype
-        self._parts = parts(backbone.model, backbone.targets, method)
+        self._parts = parts(backbone.model, backbone.targets, method, backbone.whole)
         sites = [site for part in self._parts for site in part.source.sites]
         modules = [module for site in sites for module in site.modules]
         self._layers = replace_linears(self.model, modules, SlotLinear)

@@ -42,13 +42,13 @@ class BesideAdaptation:
         self._seam = Seam()
         for path in beside.biases:
             module = inner.model.get_submodule(path)
-            self._start[f"{path}.bias"] = backbone.model.get_parameter(f"{path}.bias").detach()
+            self._start[f"{path}.bias"] = backbone.whole(backbone.model.get_parameter(f"{path}.bias"))
             self._shifts[path] = _Shift()
             # A bottleneck adapter reads what its base gives: the shift belongs before it.
             getattr(module, "base", module).register_forward_hook(self._shifts[path])
         for path in beside.modules:
             found = backbone.model.get_submodule(path)
-            self._start |= {f"{path}.{name}": each.detach() for name, each in found.named_parameters()}
+            self._start |= {f"{path}.{name}": backbone.whole(each) for name, each in found.named_parameters()}
             self._modules[path] = _SlotModule(copy_structure(found))  # the private one has frozen linears
             parent, _, name = path.rpartition(".")
             setattr(inner.model.get_submodule(parent), name, self._modules[path])
@@ -108,8 +108,13 @@ class _SlotModule(nn.Module):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.module = module
+        self._outside = (module,)  # of the tree: its own weights are never read, so nobody need gather them
         self.slots: list[dict[str, Tensor]] = []
+
+    @property
+    def module(self) -> nn.Module:
+        """What runs; its parameters say what a slot has."""
+        return self._outside[0]
 
     def forward(self, *inputs: Tensor) -> Tensor:
         parts = zip(*(each.chunk(len(self.slots)) for each in inputs), strict=True)

@@ -23,10 +23,10 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from replora.config import ComposedMethod, LowRankMethod
@@ -38,11 +38,13 @@ from replora.methods.sites import Group, Site
 __all__ = ["Decomposition", "decomposition"]
 
 
-def decomposition(group: Group, site: Site, model: nn.Module, method: LowRankMethod) -> Decomposition | None:
+def decomposition(
+    group: Group, site: Site, weight: Callable[[str], Tensor], method: LowRankMethod
+) -> Decomposition | None:
     """The weight decomposition of a site's targets, or None where the method is additive."""
     if not isinstance(method, ComposedMethod) or method.composition == "additive":
         return None
-    return Decomposition(group, site, model, noised=method.composition == "noised")
+    return Decomposition(group, site, weight, noised=method.composition == "noised")
 
 
 class Decomposition:
@@ -51,13 +53,13 @@ class Decomposition:
     Args:
         group: Names the parameters.
         site: The targets.
-        model: Holds the frozen weights.
+        weight: The whole frozen weight of a linear by its dotted path.
         noised: Whether tau is added to the norm.
     """
 
-    def __init__(self, group: Group, site: Site, model: nn.Module, noised: bool) -> None:
+    def __init__(self, group: Group, site: Site, weight: Callable[[str], Tensor], noised: bool) -> None:
         self._site, self._prefix, self._noised = site, group.name, noised
-        self._model = model
+        self._weight = weight
         self._norms: dict[str, Tensor] = {}
 
     def shapes(self) -> Shapes:
@@ -115,13 +117,15 @@ class Decomposition:
     def _base_norms(self, target: str) -> Tensor:
         """`||W0||_c` of every block in fp64, `[L, O]`; computed once."""
         if target not in self._norms:
-            weights = [weight.detach().double().norm(dim=1) for weight in self._weights(target)]
+            weights = [weight.double().norm(dim=1) for weight in self._weights(target)]
             self._norms[target] = torch.stack(weights)
         return self._norms[target]
 
-    def _weights(self, target: str) -> list[Tensor]:
+    def _weights(self, target: str) -> Iterator[Tensor]:
+        """Block by block: where ranks share the weights, each is whole only while it is read."""
         low, high = self._site.rows[self._site.targets.index(target)]
-        return [self._model.get_parameter(f"{path}.weight")[low:high] for path in self._site.modules]
+        for path in self._site.modules:
+            yield self._weight(path)[low:high]
 
     def _magnitude(self, target: str) -> str:
         return f"{self._prefix}{target}.magnitude"

@@ -6,7 +6,7 @@ Rows of a pack are folded slot by slot, in the encoder, the decoder and the sear
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from replora.cache import hash_samples
 from replora.config import BackboneConfig
 from replora.errors import CheckpointError, ConfigError
-from replora.models.base import Backbone, Beside, Target
+from replora.models.base import Backbone, Beside, Target, are_shared
 from replora.models.checkpoints import load_checkpoint, start_at_random
 from replora.models.hub import PREFIX, HubTokenizer
 from replora.models.shapes import BART
@@ -35,7 +35,11 @@ _IMAGES = 2  # known: NLVR2 shows two images
 
 
 def bart_backbone(
-    config: BackboneConfig, folder: Path | None, dtype: torch.dtype, device: torch.device
+    config: BackboneConfig,
+    folder: Path | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    share: Callable[[nn.Parameter], None] | None = None,
 ) -> Backbone:
     """A frozen BART on its device.
 
@@ -44,6 +48,7 @@ def bart_backbone(
         folder: Of the checkpoint; None for random weights of a named model.
         dtype: Of the weights.
         device: Where the model goes.
+        share: As `load_checkpoint` takes it.
 
     Raises:
         ConfigError: If the folder holds another model than the name says.
@@ -55,7 +60,7 @@ def bart_backbone(
         start_at_random(model, device)
         fingerprint = hash_samples(model.state_dict())
     else:
-        fingerprint = load_checkpoint(model, folder, dtype, device)
+        fingerprint = load_checkpoint(model, folder, dtype, device, share)
     if cast("Tensor", model.final_logits_bias).any():
         raise CheckpointError(f"{folder}: final_logits_bias must be zero: losses are taken without it.")
     model.eval().requires_grad_(False)
@@ -253,6 +258,11 @@ def _generated(bart: Any, encoded: Tensor, mask: Tensor, batch: Mapping[str, Ten
         pad_token_id=end,
     )
     given = BaseModelOutput(last_hidden_state=encoded)
-    found: Tensor = bart.generate(encoder_outputs=given, attention_mask=mask, generation_config=settings)
+    found: Tensor = bart.generate(
+        encoder_outputs=given,
+        attention_mask=mask,
+        generation_config=settings,
+        synced_gpus=are_shared(bart),
+    )
     new = found[:, 1:]  # what comes first is the start token
     return nn.functional.pad(new, (0, wanted - new.shape[1]), value=end)

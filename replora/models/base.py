@@ -13,7 +13,7 @@ from replora.cache import Cached
 from replora.models.prefix import Prefix
 from replora.tasks.base import TextProcessor
 
-__all__ = ["Architecture", "Backbone", "Beside", "Features", "Target"]
+__all__ = ["Architecture", "Backbone", "Beside", "Features", "Target", "are_shared", "held_whole"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,16 @@ class Architecture:
     attend: Callable[[nn.Module, Mapping[str, Prefix]], None] | None = None
 
 
+def are_shared(model: nn.Module) -> bool:
+    """Whether ranks share the weights: all must then call its modules equally often, in generation too."""
+    return hasattr(next(model.parameters()), "ds_id")
+
+
+def held_whole(parameter: nn.Parameter) -> Tensor:
+    """A weight that this process holds as a whole (`Backbone.whole`)."""
+    return parameter.detach()
+
+
 @dataclass(frozen=True)
 class Beside:
     """What trains in full beside every method.
@@ -110,6 +120,8 @@ class Backbone:
         attend: `(model, prefixes)`: makes every attention of a private module tree see the prefix that
             the mapping then holds under its dotted path; None where that is not possible.
         beside: What trains beside every method; None where nothing does.
+        whole: Gives a weight of `model` to read outside of its module's own call. Where ranks share the
+            weights, a weight is empty between calls, and every rank must ask for the same one.
     """
 
     name: str
@@ -121,3 +133,4 @@ class Backbone:
     processor: TextProcessor | None = None
     attend: Callable[[nn.Module, Mapping[str, Prefix]], None] | None = None
     beside: Beside | None = None
+    whole: Callable[[nn.Parameter], Tensor] = held_whole

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from replora.cache import hash_samples
 from replora.config import BackboneConfig
 from replora.errors import ConfigError
-from replora.models.base import Backbone, Target
+from replora.models.base import Backbone, Target, are_shared
 from replora.models.checkpoints import load_checkpoint, start_at_random
 from replora.models.hub import PREFIX, HubTokenizer
 from replora.models.shapes import LLAMA
@@ -211,10 +211,8 @@ def _generated(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
         eos_token_id=ends,
         pad_token_id=ends[0],
     )
-    # Where ranks share the weights, all must ask for them as often: none stops before the last is done.
-    shared = hasattr(next(model.parameters()), "ds_id")
     found = cast("Any", model).generate(
-        prompt, attention_mask=batch["mask"], generation_config=settings, synced_gpus=shared
+        prompt, attention_mask=batch["mask"], generation_config=settings, synced_gpus=are_shared(model)
     )
     new = found[:, prompt.shape[1] :]
     return nn.functional.pad(new, (0, wanted - new.shape[1]), value=ends[0])

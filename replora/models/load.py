@@ -39,8 +39,8 @@ def load_backbone(
         config: Which model, with which weights.
         precision: Of the weights.
         device: Where the model goes.
-        share: Called with each weight of a language model's checkpoint once it is read, to keep this
-            process's part of it only; other models are read whole.
+        share: Called with each weight of a checkpoint in transformers' form once it is read, to keep
+            this process's part of it only; other models are read whole.
 
     Raises:
         ConfigError: If there is no such backbone, or its blocks cannot be adapted.
@@ -79,7 +79,7 @@ def _transformer(
 
     folder = checkpoint_folder(config)
     if config.name in BART or kind_of(folder) == "bart":
-        return bart_backbone(config, folder, dtype, device)
+        return bart_backbone(config, folder, dtype, device, share)
     return language_backbone(config, folder, dtype, device, share)
 
 

@@ -189,7 +189,14 @@ def _shared(backbone: Backbone, config: RunConfig, share: Callable[[nn.Parameter
     for parameter in backbone.model.parameters():
         if not hasattr(parameter, "ds_id"):
             share(parameter)
-    return replace(backbone, features=_SharedFeatures(backbone, config))
+    return replace(backbone, features=_SharedFeatures(backbone, config), whole=_whole)
+
+
+def _whole(parameter: nn.Parameter) -> Tensor:
+    """A shared weight as a whole, on its device; what DeepSpeed's hooks do with it meanwhile is theirs."""
+    shared: Any = parameter
+    share = shared.ds_tensor.to(parameter.device)
+    return ranks.gathered(share, 0)[: shared.ds_numel].view(shared.ds_shape)
 
 
 class _SharedFeatures:
@@ -197,11 +204,16 @@ class _SharedFeatures:
 
     def __init__(self, backbone: Backbone, config: RunConfig) -> None:
         self._backbone, self._config = backbone, config
+        self._latest: _Root | None = None
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         root = model.__dict__.get("_replora_root")
         if root is None:
             root = model.__dict__["_replora_root"] = self._hooked(model)
+        if self._latest is not None and self._latest is not root:
+            # Its hooks may have begun to gather what they expected next; others must not find that under way.
+            self._latest.engine.optimizer.empty_partition_cache()
+        self._latest = root
         root.engine.optimizer.release_backward_leftovers()  # of modules whose input needed no gradient
         features: Tensor = root(batch)
         return features

@@ -17,8 +17,6 @@ from replora.load import load_run, run_from, valid_keys
         ({"engine": {"ranks": 2}}, "ranks", "engine.ranks times train.micro_batch must divide train.batch"),
         ({"engine": {"zero": 1}, "train": {"precision": "fp64"}}, "zero", "must be 0 where train.precision"),
         ({"engine": {"zero": 3}, "method": {"name": "full"}}, "zero", "at most 2 for the method full"),
-        ({"engine": {"zero": 3}, "backbone": {"name": "bart-base"}}, "zero", "was not tested with it"),
-        ({"engine": {"zero": 3}, "method": {"name": "dora"}}, "zero", "at most 2 for dora"),
         ({"engine": {"recompute": True}, "method": {"name": "full"}}, "recompute", "must be false"),
         ({"engine": {"offload": "optimizer"}}, "offload", "needs engine.zero of at least 1, but got 0"),
         ({"engine": {"offload": "base", "zero": 2}}, "offload", "needs engine.zero of at least 3, but got 2"),

@@ -9,11 +9,33 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from replora.config import RunConfig
+from replora.config import (
+    AdapterMethod,
+    BackboneConfig,
+    CommonsenseTask,
+    DoraMethod,
+    DoranMethod,
+    FullMethod,
+    HoraMethod,
+    LinearProbeMethod,
+    MethodConfig,
+    OptimConfig,
+    PrefixMethod,
+    ReploraMethod,
+    RunConfig,
+    TaskConfig,
+    TextToTextTask,
+    TrainConfig,
+    VideoFolderTask,
+)
 from replora.train import ranks
 from replora.train.engine import load_base
 from replora.train.events import Checkpointed, Reported
 from replora.train.pack import Pack
+from tests.contracts.packs import neighbour
+from tests.replora.made_clips import save_clips
+from tests.replora.tiny_bart import FEATURES, save_pairs, save_tiny_bart
+from tests.replora.tiny_llama import save_commonsense, save_tiny_llama
 
 Say = Callable[[Any], None]
 STAGES = (0, 1, 2, 3)
@@ -24,10 +46,49 @@ def with_engine(config: RunConfig, **changes: Any) -> RunConfig:
 
 
 def slots(config: RunConfig) -> dict[str, RunConfig]:
-    """Two trials of one pack: different ranks, clipping and decay."""
-    method = config.method.model_copy(update={"rank": 2})
+    """Two trials of one pack: different sizes, clipping and decay."""
+    method = neighbour(config.method, 0)
     optim = config.optim.model_copy(update={"clip_norm": None, "weight_decay": 0.1})
     return {"one": config, "other": config.model_copy(update={"method": method, "optim": optim, "seed": 1})}
+
+
+def save_inputs(root: Path) -> None:
+    """Everything that `cases` reads."""
+    save_tiny_llama(root / "llama")
+    save_commonsense(root / "items")
+    save_tiny_bart(root / "bart", visual_features=FEATURES)
+    save_pairs(root / "pairs", visual=True)
+    save_clips(root / "clips", train=2)
+
+
+def cases(root: Path) -> dict[str, RunConfig]:
+    """Methods on kinds of backbones: each method, each backbone, whatever reads weights in its own way."""
+    items = CommonsenseTask(root=root / "items", cutoff=16, val_items=2)
+    pairs = TextToTextTask(root=root / "pairs", source_tokens=24, target_tokens=3, visual_tokens=6)
+    pairs = pairs.model_copy(update={"val_answers": True, "beams": 1})
+    clips = VideoFolderTask(root=root / "clips", image_size=16, frames=2, stride=1)
+    swin = BackboneConfig(name="video-swin-nano", weights="random")
+    llama, bart = (BackboneConfig(name=f"hf/{root / name}") for name in ("llama", "bart"))
+    train = TrainConfig(steps=2, batch=2, micro_batch=1, eval_every=2, checkpoint_every=100)
+
+    def case(method: MethodConfig, backbone: BackboneConfig, task: TaskConfig) -> RunConfig:
+        return RunConfig(backbone=backbone, method=method, task=task, train=train, optim=OptimConfig(lr=3e-2))
+
+    return {
+        "doran-llama": case(DoranMethod(rank=2, hidden=4), llama, items),
+        "hora-llama": case(HoraMethod(rank=2, hidden=4), llama, items),
+        "adapter-llama": case(AdapterMethod(bottleneck=5, dropout=0.1, bias=True), llama, items),
+        "prefix-llama": case(PrefixMethod(tokens=3, made="mlp", hidden=7), llama, items),
+        "replora-bart": case(ReploraMethod(rank=2, hidden=4), bart, pairs),
+        "dora-swin": case(DoraMethod(rank=2), swin, clips),
+        "linear-probe-swin": case(LinearProbeMethod(), swin, clips),
+        "full-swin": case(FullMethod(), swin, clips),
+    }
+
+
+def stage_of(config: RunConfig) -> int:
+    """The highest stage that the method is trained at."""
+    return 2 if config.method.name == "full" else 3
 
 
 def trained(config: RunConfig, folder: Path) -> dict[str, Any]:
@@ -39,6 +100,15 @@ def trained(config: RunConfig, folder: Path) -> dict[str, Any]:
     assert not pack.trials
     reports = {(e.trial, e.step): e.metrics for e in events if isinstance(e, Reported)}
     return {"reports": reports, "saved": [e.path for e in events if isinstance(e, Checkpointed)]}
+
+
+def alone(config: RunConfig, folder: Path) -> dict[str, float]:
+    """Losses of one trial by name, at its end."""
+    pack = _pack(config)
+    pack.admit("one", config, folder)
+    events = [event for _ in range(config.train.steps) for event in pack.step()]
+    [metrics] = [event.metrics for event in events if isinstance(event, Reported)]
+    return {name: metrics[name] for name in ("train_loss", "val_loss")}
 
 
 def resaved(config: RunConfig, folder: Path) -> str:
@@ -57,7 +127,10 @@ def _pack(config: RunConfig) -> Pack:
 
 
 def every_stage(config: RunConfig, folder: Path, test: bool, say: Say) -> None:
-    """Trains at every stage; says what came of it, and what a rank holds of the base at stage 3."""
+    """Trains at every stage, then each of `cases` at its highest; says what came of it.
+
+    And what a rank holds of the base at stage 3.
+    """
     del test
     ranks.check_count(2)
     for stage in STAGES:
@@ -67,6 +140,8 @@ def every_stage(config: RunConfig, folder: Path, test: bool, say: Say) -> None:
     held = [vars(parameter)["ds_tensor"].numel() for parameter in base.model.parameters()]
     say(("held", sum(held), sum(parameter.numel() for parameter in base.model.parameters())))
     say(("resaved", resaved(with_engine(config, zero=3), folder / "plain")))
+    for name, run in cases(folder).items():
+        say((name, alone(with_engine(run, ranks=2, zero=stage_of(run)), folder / name / "sharded")))
 
 
 def dying(config: RunConfig, folder: Path, test: bool, say: Say) -> None:

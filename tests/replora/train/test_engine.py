@@ -15,13 +15,16 @@ from replora.errors import ConfigError, RunFailedError
 from replora.train.checkpoint import read_checkpoint
 from replora.train.engine import base_json, slot_json
 from replora.train.gang import run_ranks
-from tests.replora.tiny_llama import save_commonsense, save_tiny_llama
+from tests.replora.tiny_llama import save_tiny_llama
 from tests.replora.train.gangs import (
     STAGES,
+    alone,
+    cases,
     dying,
     every_stage,
     loading,
     resaved,
+    save_inputs,
     slots,
     trained,
     with_engine,
@@ -33,13 +36,12 @@ TOLERANCE = 1e-4  # relative, of losses: the aim of the engine
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     """Six steps of RepLoRA with dropout on a tiny Llama, four micro-batches a step, with beam search."""
-    folder = tmp_path_factory.mktemp("llama")
-    save_tiny_llama(folder / "llama")
-    save_commonsense(folder / "data")
+    folder = tmp_path_factory.mktemp("gang")
+    save_inputs(folder)
     task = {"cutoff": 32, "val_items": 5, "val_answers": True, "new_tokens": 3, "beams": 2}
     run = {
         "backbone": {"name": f"hf/{folder / 'llama'}"},
-        "task": {"name": "commonsense", "root": folder / "data", **task},
+        "task": {"name": "commonsense", "root": folder / "items", **task},
         "method": {"name": "replora", "rank": 4, "dropout": 0.1},
         "optim": {"lr": 2e-3, "clip_norm": 0.5},
         "train": {"steps": 6, "batch": 8, "micro_batch": 2, "eval_every": 3, "checkpoint_every": 4},
@@ -48,8 +50,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def plain(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("gang")
+def plain(config: RunConfig) -> tuple[Path, dict[str, Any]]:
+    folder = Path(config.backbone.name.removeprefix("hf/")).parent
     made = trained(config, folder / "plain")
     [path] = [path for path in made["saved"] if "/one/" in path]
     return folder, {**made, "tensors": read_checkpoint(Path(path)).tensors}  # it will be written again
@@ -78,11 +80,19 @@ def test_two_ranks_give_the_losses_of_the_plain_engine(
     assert_same_losses(next(each[1] for each in said if each[0] == stage), plain[1])
 
 
-@pytest.mark.parametrize(("stage", "offload"), [(1, "none"), (2, "optimizer"), (3, "none")])
+@pytest.mark.parametrize(("stage", "offload"), [(1, "none"), (2, "optimizer"), (3, "base")])
 def test_one_rank_gives_the_losses_of_the_plain_engine(
     config: RunConfig, plain: tuple[Path, dict[str, Any]], tmp_path: Path, stage: int, offload: str
 ) -> None:
     assert_same_losses(trained(with_engine(config, zero=stage, offload=offload), tmp_path), plain[1])
+
+
+@pytest.mark.parametrize("name", cases(Path()))
+def test_two_ranks_give_the_losses_of_the_plain_engine_for_every_method(
+    said: list[Any], plain: tuple[Path, dict[str, Any]], name: str
+) -> None:
+    expected = alone(cases(plain[0])[name], plain[0] / name / "plain")
+    assert next(each[1] for each in said if each[0] == name) == pytest.approx(expected, rel=TOLERANCE)
 
 
 def test_losses_depend_on_what_is_trained(config: RunConfig, tmp_path: Path, plain: Any) -> None:
