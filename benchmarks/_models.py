@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 
 from replora.models.base import Backbone, Target
+from replora.models.timm_vit import run_own_blocks
 from replora.models.transformer_prefix import transformer_attend
 from replora.models.vision import vit_features, vit_targets
 from replora.tasks.base import SplitName
@@ -50,6 +51,7 @@ def random_vit(name: str, image_size: int = 224) -> Backbone:
     model = timm.create_model(name, img_size=image_size, num_classes=0).eval().requires_grad_(False)
     if not isinstance(model, VisionTransformer):
         raise TypeError(f"{name} must be a plain ViT of timm, but it is a {type(model).__name__}")
+    run_own_blocks(model)
     return Backbone(name, model, vit_targets(model), vit_features, model.num_features, NO_FINGERPRINT)
 
 

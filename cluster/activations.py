@@ -34,7 +34,7 @@ __all__ = ["activation_bytes", "evaluation_bytes", "temporary_bytes"]
 #: Tokens whose logits exist at once (known: replora.models.token_loss, where it is a choice).
 HEAD_CHUNK = 2_048
 #: Examples of one slot in a pass of an evaluation (known: the tasks of replora.tasks).
-EVALUATION_BATCH = {"digits": 128, "image-folder": 16, "video-folder": 8}
+EVALUATION_BATCH = {"digits": 32, "image-folder": 16, "video-folder": 8}
 
 
 def activation_bytes(config: RunConfig, anatomy: Anatomy, rows: int, *, recompute: bool) -> int:
@@ -49,7 +49,11 @@ def activation_bytes(config: RunConfig, anatomy: Anatomy, rows: int, *, recomput
         return whole
     b = BYTES[config.train.precision]
     passes = [(stage, stage.passing(rows, anatomy.tokens)) for stage in anatomy.parts]
-    inputs = sum(b * stage.width * n.tokens * stage.depth for stage, n in passes if stage.kind != "cross")
+    inputs = sum(
+        b * stage.width * (n.keys if stage.kind == "last" else n.tokens) * stage.depth
+        for stage, n in passes
+        if stage.kind != "cross"
+    )
     layers = [layer_bytes(config.method, stage, b, n) for stage, n in passes]
     if anatomy.family == "bart":
         layers = [layers[0], layers[1] + layers[2]]  # the decoder's two attentions are one block

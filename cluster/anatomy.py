@@ -29,7 +29,7 @@ __all__ = ["BYTES", "Anatomy", "anatomy_of"]
 
 #: Of one number of the base and its activations, by `train.precision`.
 BYTES = {"fp32": 4, "fp64": 8, "bf16": 2}
-#: Patches up to which ViTs run plain attention (replora.models.vision.unfuse_short_attention).
+#: Patches up to which ViTs run plain attention (replora.models.vit.unfuse_short_attention).
 _PLAIN_ATTENTION = 64
 _KNOWN = ("vit-digits", "vit-ti16", "vit-s16", "vit-b16", "vit-l16", *LLAMA, *BART, *VIDEO_SWIN)
 
@@ -80,16 +80,17 @@ class Anatomy:
 
     @property
     def parts(self) -> tuple[Stage, ...]:
-        """Its layers, in one stage where they are all alike."""
+        """Its layers, in one stage where they are alike; a ViT's last is of the class token alone."""
         if self.stages:
             return self.stages
         targets = tuple(target for target in self.targets if target.block == 0)
         seen = 0 if self.fused_attention else self.tokens or 1
-        kind: Literal["vit", "llama"] = "vit" if self.family == "vit" else "llama"
+        tokens, sizes = self.tokens or None, (self.width, self.hidden)
+        if self.family == "llama":
+            return (Stage("llama", *sizes, self.depth, self.heads, targets, tokens, seen=seen),)
         return (
-            Stage(
-                kind, self.width, self.hidden, self.depth, self.heads, targets, self.tokens or None, seen=seen
-            ),
+            Stage("vit", *sizes, self.depth - 1, self.heads, targets, tokens, seen=seen),
+            Stage("last", *sizes, 1, self.heads, targets, 1, keys=tokens, seen=seen),
         )
 
 

@@ -8,7 +8,8 @@ precision, with d the width, i the MLP's width, H heads, M the keys in a row of 
             (in bf16, q and v adapted: 8 d + 8 d + 2 d + 6 i = 18 d + 6 i bytes)
     ViT     2 norms: 2 d and 4 statistics in fp32;  attention: 4 d and H, or 3 d and H M where it is not
             fused (short ViTs on a CPU; Video Swin, with M a window, and all of attention on padded
-            windows);  GELU: i
+            windows);  GELU: i. In the last layer one norm, the inputs of q, k and v and these three are of
+            all tokens (k and v alone beside a prefix), everything else of the class token
     BART    an encoder layer as a ViT's with its attention fused; a decoder layer has two attentions and 3
             norms, and the cross attention keeps k and v of the encoder's tokens. Masks of the scores: one
             number a query and key, made anew in each layer
@@ -53,7 +54,8 @@ def layer_bytes(method: MethodConfig, stage: Stage, b: int, n: Pass) -> int:
     norm, attention, mlp = _own(stage, b, n)
     own = stage.norms * norm + attention + mlp
     if isinstance(method, PrefixMethod):
-        return own + b * _prefixed(method, stage, n)
+        unread = b * stage.width * n.keys if stage.kind == "last" else 0  # queries
+        return own - unread + b * _prefixed(method, stage, n)
     if isinstance(method, AdapterMethod):
         return own + b * _bottlenecks(method, stage, n)
     return own + b * _adapted(method, stage, n)
@@ -62,21 +64,23 @@ def layer_bytes(method: MethodConfig, stage: Stage, b: int, n: Pass) -> int:
 def unreached_bytes(method: MethodConfig, stage: Stage, b: int, n: Pass) -> int:
     """What the first layer does not keep, because nothing trains before its first target.
 
-    Its first norm is not counted: the model's last one, which `layer_bytes` leaves out, keeps as much.
+    Its first norm is counted for a ViT alone: elsewhere the model's last one, which `layer_bytes` leaves
+    out, keeps as much.
     """
     norm, attention, mlp = _own(stage, b, n)
+    first = norm if stage.kind == "vit" and not isinstance(method, FullMethod) else 0
     if isinstance(method, PrefixMethod):
         keys = n.keys + n.groups * method.tokens
-        return b * stage.width * keys if stage.seen else 0  # keys, kept for the queries alone
+        return first + (b * stage.width * keys if stage.seen else 0)  # keys, kept for the queries alone
     names = _names(method)
     if not names or {"query", "key", "value"} & names:
-        return b * _unread_masks(method, stage, n)
+        return first + b * _unread_masks(method, stage, n)
     if "output" in names:
-        return attention
+        return first + attention
     if not {"gate", "up"} & names:
-        return attention + norm + mlp
+        return first + attention + norm + mlp
     gated = {"gate", "up"} - names if stage.kind == "llama" else set()
-    return attention + norm + sum({"gate": 2, "up": 1}[name] * mlp // 3 for name in gated)
+    return first + attention + norm + sum({"gate": 2, "up": 1}[name] * mlp // 3 for name in gated)
 
 
 def reads_encoded(method: MethodConfig) -> bool:
@@ -94,7 +98,10 @@ def _own(stage: Stage, b: int, n: Pass) -> tuple[int, int, int]:
     if stage.kind == "llama":
         attention = n.queries * (b * 4 * stage.attention_width + 4 * stage.heads)
         return n.tokens * fp32 * (d + 1), attention, n.tokens * b * 3 * stage.hidden
-    if stage.seen:
+    if stage.kind == "last":
+        scores = b * stage.heads * stage.seen or b * d + fp32 * stage.heads
+        attention = n.keys * (b * 4 * d + 2 * fp32) + n.queries * scores
+    elif stage.seen:
         attention = b * n.queries * (3 * d + stage.heads * stage.seen)
     else:
         attention = b * 2 * d * (n.queries + n.keys) + fp32 * stage.heads * n.queries
@@ -108,8 +115,8 @@ def _names(method: MethodConfig) -> set[str]:
 
 
 def _rows(stage: Stage, name: str, n: Pass) -> int:
-    """Tokens that a target runs over."""
-    if name in ("key", "value"):
+    """Tokens that a target runs over; a ViT's query is rows of the linear of its keys."""
+    if name in ("key", "value") or (name == "query" and stage.kind == "last"):
         return n.keys
     return n.queries if name in ("query", "output") else n.tokens
 
@@ -157,7 +164,7 @@ def _module(stage: Stage, name: str) -> str:
 
 
 def _is_fused(stage: Stage) -> bool:
-    return stage.kind in ("vit", "window")
+    return stage.kind in ("vit", "last", "window")
 
 
 def _is_decomposed(method: MethodConfig) -> TypeGuard[ComposedMethod]:

@@ -11,7 +11,7 @@ from replora.models.shapes import BartShape, TargetShape, VideoSwinShape
 
 __all__ = ["Pass", "Stage", "bart_stages", "video_stages"]
 
-Kind = Literal["llama", "vit", "window", "encoder", "own", "cross"]
+Kind = Literal["llama", "vit", "last", "window", "encoder", "own", "cross"]
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,9 @@ class Stage:
     """Layers of one kind and size, one after the other.
 
     Attributes:
-        kind: `llama` and `vit` as they are called; `window`: Video Swin's; BART's `encoder`, and a decoder
-            layer in two, its `own` attention and the `cross` one with the MLP.
+        kind: `llama` and `vit` as they are called; `last`: of a ViT, for its class token alone; `window`:
+            Video Swin's; BART's `encoder`, and a decoder layer in two, its `own` attention and the `cross`
+            one with the MLP.
         width: Features of a token, d.
         hidden: Features inside the MLP, i; 0 without one.
         depth: Layers.
@@ -62,8 +63,8 @@ class Stage:
 
     @property
     def norms(self) -> int:
-        """Of one layer."""
-        return 1 if self.kind == "own" else 2
+        """Of one layer, of `tokens` (the other norm of a ViT's last layer is the keys')."""
+        return 1 if self.kind in ("own", "last") else 2
 
     @property
     def attention_width(self) -> int:

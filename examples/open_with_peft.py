@@ -28,7 +28,7 @@ def open_with_peft(run_dir: Path, peft_dir: Path) -> dict[str, float]:
     """Validation metrics of the exported adapter, computed by PEFT on the untouched backbone."""
     adapter = load_adapter(run_dir / "adapter")
     base = load_backbone(adapter.config.backbone, precision="fp32", device="cpu").model
-    base.reset_classifier(adapter.head_width)  # type: ignore[operator]  # a timm VisionTransformer
+    base.reset_classifier(adapter.head_width)  # type: ignore[operator]  # a ViT
     model = PeftModel.from_pretrained(base, str(peft_dir)).eval()
     task = load_task(adapter.config.task, precision="fp32", device="cpu")
 

@@ -14,7 +14,7 @@ from replora.schema import is_place
 __all__ = ["VERSION", "fingerprint", "group_fingerprint"]
 
 #: Raised when the same configuration would train differently or be written differently.
-VERSION = 3
+VERSION = 4
 
 
 def fingerprint(config: BaseModel) -> str:

@@ -34,7 +34,7 @@ from replora.methods.layout import Shapes
 from replora.methods.linear import freeze_linears
 from replora.methods.prefix import PrefixAdaptation
 from replora.methods.sites import Group, Site, group_targets, select_targets
-from replora.methods.structure import copy_structure, packed_features, replace_linears
+from replora.methods.structure import carry_on, copy_structure, packed_features, replace_linears
 from replora.models.base import Backbone, Target, held_whole
 from replora.tasks.base import Batch
 
@@ -212,7 +212,7 @@ class LowRankAdaptation:
     def settle(self) -> None:
         """Runs the generators backward, once per step."""
         if self._made:
-            torch.autograd.backward(self._made, self._grads)
+            carry_on(self._made, self._grads)
         self._made, self._grads = [], []
 
     def drop_with(self, generators: Sequence[torch.Generator] | None) -> None:

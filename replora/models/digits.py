@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass
 from itertools import chain
 
 import torch
-from timm.models import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from replora.cache import Cached, cached_tensors
 from replora.models.base import Architecture
 from replora.models.vision import VitFeatures, vit_attend, vit_targets
+from replora.models.vit import Vit
 from replora.tasks.digits_data import Digits, load_digits, shuffled_by_class
 
 __all__ = [
@@ -59,11 +59,12 @@ class PretrainRecipe:
     seed: int = 0
 
 
-def build_digits_vit(classes: int = 0) -> VisionTransformer:
+def build_digits_vit(classes: int = 0) -> Vit:
     """A ViT for 8 x 8 grey images: 16 patches of 2 x 2, width 64, 4 layers, 4 heads."""
-    return VisionTransformer(
-        img_size=8, patch_size=2, in_chans=1, embed_dim=64, depth=4, num_heads=4, num_classes=classes
-    )
+    model = Vit(patches=16, patch=2, channels=1, width=64, depth=4, heads=4)
+    if classes:
+        model.reset_classifier(classes)
+    return model
 
 
 def digits_architecture() -> Architecture:
@@ -111,9 +112,16 @@ def pretrain(digits: Digits, recipe: PretrainRecipe) -> dict[str, Tensor]:
     return {name: value for name, value in weights.items() if not name.startswith("head.")}
 
 
-def pretrained_classifier(digits: Digits, recipe: PretrainRecipe) -> VisionTransformer:
-    """The model after pre-training, with its head, in evaluation mode."""
-    model = build_digits_vit(len(PRETRAINED_CLASSES)).train()
+def pretrained_classifier(digits: Digits, recipe: PretrainRecipe) -> nn.Module:
+    """The model after pre-training, with its head, in evaluation mode.
+
+    It is timm's, whose random start is a part of what the recipe stands for.
+    """
+    from timm.models import VisionTransformer
+
+    classes = len(PRETRAINED_CLASSES)
+    model: nn.Module = VisionTransformer(8, 2, 1, classes, embed_dim=64, depth=4, num_heads=4)
+    model.train()
     _spread_out(model)
     images = torch.tensor(pretrain_positions(digits.labels, recipe)[0])
     betas = (0.9, recipe.beta2)
@@ -133,7 +141,7 @@ def pretrained_classifier(digits: Digits, recipe: PretrainRecipe) -> VisionTrans
     return model.eval()
 
 
-def _spread_out(model: VisionTransformer) -> None:
+def _spread_out(model: nn.Module) -> None:
     """Starts wider than timm does: its 0.02 is meant for widths above 64 and learns slowly here."""
     for module in model.modules():
         if isinstance(module, nn.Linear):

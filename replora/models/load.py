@@ -15,7 +15,7 @@ from replora.models.base import Architecture, Backbone
 from replora.models.digits import digits_architecture
 from replora.models.hub import checkpoint_folder, kind_of
 from replora.models.shapes import BART, VIDEO_SWIN, is_language_model
-from replora.models.vision import timm_architecture, unfuse_short_attention
+from replora.models.vit import unfuse_short_attention
 from replora.models.weights import assemble, random_weights, read_weights
 
 __all__ = ["load_backbone"]
@@ -88,7 +88,11 @@ def _architecture(name: str) -> Architecture:
         from replora.models.video import video_architecture  # torchvision, slow to import
 
         return video_architecture(name)
-    return digits_architecture() if name == "vit-digits" else timm_architecture(name)
+    if name == "vit-digits":
+        return digits_architecture()
+    from replora.models.timm_vit import timm_architecture  # slow to import, too
+
+    return timm_architecture(name)
 
 
 def _weights(chosen: str, architecture: Architecture) -> Cached:

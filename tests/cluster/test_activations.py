@@ -11,9 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import timm
 import torch
-from timm.models import VisionTransformer
 
 from cluster.activations import activation_bytes
 from cluster.anatomy import Anatomy, anatomy_of
@@ -32,7 +30,9 @@ from replora.config import (
 )
 from replora.models.base import Backbone
 from replora.models.digits import build_digits_vit
-from replora.models.vision import unfuse_short_attention, vit_attend, vit_features, vit_targets
+from replora.models.timm_vit import timm_architecture
+from replora.models.vision import vit_attend, vit_features, vit_targets
+from replora.models.vit import unfuse_short_attention
 from tests.cluster.anatomies import llama
 from tests.cluster.saved import llama_backbone, saved_bytes
 
@@ -96,12 +96,11 @@ def test_full_fine_tuning_of_a_llama_saves_what_the_formula_says() -> None:
 def vit_case(name: str) -> tuple[Backbone, Anatomy, tuple[int, ...]]:
     """A ViT without weights of its own, its sizes, and the shape of an image."""
     digits = name == "vit-digits"
-    model = build_digits_vit() if digits else timm.create_model("vit_tiny_patch16_224", num_classes=0)
-    assert isinstance(model, VisionTransformer)
+    build = build_digits_vit if digits else timm_architecture(name).build
     image = (1, 8, 8) if digits else (3, 224, 224)
-    model.eval().requires_grad_(False)
+    model = build().eval().requires_grad_(False)
     unfuse_short_attention(model)
-    backbone = Backbone(name, model, vit_targets(model), vit_features, model.embed_dim, "sha256:0")
+    backbone = Backbone(name, model, vit_targets(model), vit_features, 64 if digits else 192, "sha256:0")
     backbone = replace(backbone, attend=vit_attend)
     return backbone, anatomy_of(run(LoraMethod(), backbone=name)), image
 

@@ -74,7 +74,7 @@ _PEFT: dict[Family, str] = {
     base.reset_classifier({classes})
     model = PeftModel.from_pretrained(base, "<this folder>").eval()
 
-`base` is a timm VisionTransformer; any way to build the same one with the same weights will do.
+`base` has the state of a timm VisionTransformer; any way to build one with these weights will do.
 """,
     "video": """\
 # A PEFT adapter for {name}

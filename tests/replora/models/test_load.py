@@ -14,7 +14,8 @@ from replora.errors import ConfigError
 from replora.models.base import Backbone, Target
 from replora.models.digits import build_digits_vit
 from replora.models.load import load_backbone
-from replora.models.vision import VitFeatures, timm_architecture
+from replora.models.timm_vit import timm_architecture
+from replora.models.vision import VitFeatures
 from replora.tasks.base import IMAGENET_MEAN, IMAGENET_STD
 
 TI16 = BackboneConfig(name="vit-ti16", weights="random")

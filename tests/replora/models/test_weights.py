@@ -18,7 +18,7 @@ from replora.errors import CheckpointError, MachineError
 from replora.models.base import Backbone
 from replora.models.digits import build_digits_vit
 from replora.models.load import load_backbone
-from replora.models.vision import timm_architecture
+from replora.models.timm_vit import timm_architecture
 from replora.models.weights import random_weights
 
 TIMM = "timm/vit_tiny_patch16_224.augreg_in21k"
