@@ -11,6 +11,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from replora.errors import ConfigError
+
 __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
@@ -21,6 +23,8 @@ __all__ = [
     "SplitName",
     "Task",
     "TextProcessor",
+    "for_every_slot",
+    "tokenizer_for",
 ]
 
 #: A task gives colour images `[B, 3, H, W]` on the scale [0, 1] normalized by these (known: ImageNet's
@@ -85,3 +89,28 @@ class Task(Protocol):
     def evaluate(self, forward: Forward, slots: int, split: SplitName) -> list[dict[str, float]]:
         """Metrics of each of `slots` slots over a whole split; `forward` gets the same examples for all."""
         ...
+
+
+def for_every_slot(batch: Batch, slots: int) -> dict[str, Tensor]:
+    """The same examples for each slot of a pack: tensors `[B, ...]` as `[K, B, ...]`, not copied."""
+    return {name: each.expand(slots, *each.shape) for name, each in batch.items()}
+
+
+def tokenizer_for(task: str, processor: TextProcessor | None, model: str, example: str) -> TextProcessor:
+    """The tokenizer of the backbone that a task of texts is given.
+
+    Args:
+        task: Name of the task.
+        processor: What came with the backbone.
+        model: What the task needs, for the message.
+        example: Name of such a backbone, for the message.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    if processor is None:
+        raise ConfigError(
+            f"task.name: {task} needs a {model} with a tokenizer, and this backbone has none.\n"
+            f"  Set backbone.name to hf/<folder>, or backbone.weights of {example} to its folder."
+        )
+    return processor

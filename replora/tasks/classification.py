@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from replora.errors import DataError
-from replora.tasks.base import Batch, Direction, Forward, Split, SplitName
+from replora.tasks.base import Batch, Direction, Forward, Split, SplitName, for_every_slot
 
 __all__ = ["Classification"]
 
@@ -54,10 +54,7 @@ class Classification:
         correct = torch.zeros(slots, dtype=torch.float64)
         loss = torch.zeros(slots, dtype=torch.float64)
         for indices in torch.arange(len(examples)).split(self._evaluation_batch):
-            batch = {
-                name: value.expand(slots, *value.shape)
-                for name, value in examples.take(indices, None).items()
-            }
+            batch = for_every_slot(examples.take(indices, None), slots)
             output = forward(batch)
             correct += (output.argmax(dim=-1) == batch["label"]).sum(dim=1).cpu()
             loss += example_losses(output, batch["label"]).sum(dim=1).double().cpu()

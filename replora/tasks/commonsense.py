@@ -8,8 +8,15 @@ import torch
 from torch import Tensor
 
 from replora.config import CommonsenseTask
-from replora.errors import ConfigError
-from replora.tasks.base import Batch, Direction, Forward, SplitName, TextProcessor
+from replora.tasks.base import (
+    Batch,
+    Direction,
+    Forward,
+    SplitName,
+    TextProcessor,
+    for_every_slot,
+    tokenizer_for,
+)
 from replora.tasks.commonsense_data import CommonsenseData, Item, read_commonsense
 from replora.tasks.generation import Search, generate
 from replora.tasks.prompts import evaluation_prompt, is_right, training_prompt
@@ -129,7 +136,7 @@ class Commonsense:
         count = 0
         for indices in torch.arange(len(examples)).split(self._config.eval_batch):
             batch = examples.take(indices, None)
-            output = forward({name: each.expand(slots, *each.shape) for name, each in batch.items()})
+            output = forward(for_every_slot(batch, slots))
             total += output.sum(dim=(1, 2)).double().cpu()
             count += int(batch["scored"].sum())
         return (total / max(count, 1)).tolist()
@@ -164,9 +171,5 @@ def commonsense_task(
         DataError: If the data is not as `read_commonsense` wants it.
         ConfigError: If the backbone has no tokenizer.
     """
-    if processor is None:
-        raise ConfigError(
-            f"task.name: {config.name} needs a language model with a tokenizer, and this backbone has none.\n"
-            "  Set backbone.name to hf/<folder>, or backbone.weights of a llama to its folder."
-        )
-    return Commonsense(read_commonsense(config), config, processor, device)
+    tokenizer = tokenizer_for(config.name, processor, "language model", "a llama")
+    return Commonsense(read_commonsense(config), config, tokenizer, device)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from replora.tasks.base import Forward, TextProcessor
+from replora.tasks.base import Forward, TextProcessor, for_every_slot
 
 __all__ = ["Search", "generate"]
 
@@ -48,7 +48,7 @@ def generate(
     for start in range(0, len(order), search.batch):
         chosen = order[start : start + search.batch]
         batch = _prompts([encoded[index] for index in chosen], processor.end, search)
-        tokens = forward({name: each.expand(slots, *each.shape) for name, each in batch.items()})
+        tokens = forward(for_every_slot(batch, slots))
         for slot, answers in enumerate(tokens.tolist()):
             for index, text in zip(chosen, processor.decode(answers), strict=True):
                 texts[slot][index] = text

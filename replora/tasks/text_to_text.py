@@ -8,8 +8,16 @@ import torch
 from torch import Tensor
 
 from replora.config import TextToTextTask
-from replora.errors import ConfigError, DataError
-from replora.tasks.base import Batch, Direction, Forward, SplitName, TextProcessor
+from replora.errors import DataError
+from replora.tasks.base import (
+    Batch,
+    Direction,
+    Forward,
+    SplitName,
+    TextProcessor,
+    for_every_slot,
+    tokenizer_for,
+)
 from replora.tasks.pairs import Pair, PairData, Visual, read_pairs
 
 __all__ = ["PairSplit", "TextToText", "text_to_text_task"]
@@ -116,7 +124,7 @@ class TextToText:
         tokens = 0
         for indices in torch.arange(len(examples)).split(self._config.eval_batch):
             batch = examples.take(indices, None)
-            losses += forward(_of_all(batch, slots)).sum(dim=(1, 2)).double().cpu()
+            losses += forward(for_every_slot(batch, slots)).sum(dim=(1, 2)).double().cpu()
             tokens += int(batch["scored"].sum())
             wanted = [examples.pairs[index].target.strip() for index in indices.tolist()]
             for slot, texts in enumerate(self._answers(forward, slots, batch) if answers else ()):
@@ -132,7 +140,7 @@ class TextToText:
         rows = len(batch["source"])
         given["beams"] = torch.full((rows,), self._config.beams, device=batch["source"].device)
         given["new_tokens"] = torch.full_like(given["beams"], self._config.target_tokens)
-        found = forward(_of_all(given, slots)).tolist()
+        found = forward(for_every_slot(given, slots)).tolist()
         return [[text.strip() for text in self._processor.decode(tokens)] for tokens in found]
 
 
@@ -145,13 +153,5 @@ def text_to_text_task(
         DataError: If the data is not as `read_pairs` wants it.
         ConfigError: If the backbone has no tokenizer.
     """
-    if processor is None:
-        raise ConfigError(
-            f"task.name: {config.name} needs a model with a tokenizer, and this backbone has none.\n"
-            "  Set backbone.name to hf/<folder>, or backbone.weights of bart-base to its folder."
-        )
-    return TextToText(read_pairs(config), config, processor, device)
-
-
-def _of_all(batch: Batch, slots: int) -> dict[str, Tensor]:
-    return {name: each.expand(slots, *each.shape) for name, each in batch.items()}
+    tokenizer = tokenizer_for(config.name, processor, "model", "bart-base")
+    return TextToText(read_pairs(config), config, tokenizer, device)

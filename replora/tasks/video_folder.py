@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from replora.config import VideoFolderTask
-from replora.tasks.base import Forward, SplitName
+from replora.tasks.base import Forward, SplitName, for_every_slot
 from replora.tasks.classification import Classification
 from replora.tasks.clips import CLIPS, count_frames, read_frame
 from replora.tasks.folder_index import Example, index_folder
@@ -135,7 +135,7 @@ class VideoClassification(Classification):
             scores = torch.zeros(())
             for number in range(examples.views):
                 batch = examples.view(indices, number)
-                output = forward({name: each.expand(slots, *each.shape) for name, each in batch.items()})
+                output = forward(for_every_slot(batch, slots))
                 scores = scores.to(output.device) + output.double().softmax(-1) / examples.views
             label = batch["label"].expand(slots, -1)
             correct += (scores.argmax(-1) == label).sum(1).cpu()

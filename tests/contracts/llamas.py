@@ -7,14 +7,51 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from replora.config import BackboneConfig, CommonsenseTask, MethodConfig, OptimConfig, RunConfig, TrainConfig
+from replora.config import (
+    AdapterMethod,
+    BackboneConfig,
+    CommonsenseTask,
+    DoraMethod,
+    DoranMethod,
+    FullMethod,
+    HoraMethod,
+    LoraMethod,
+    LowRankMethod,
+    MethodConfig,
+    OptimConfig,
+    PrefixMethod,
+    ReploraMethod,
+    RunConfig,
+    TrainConfig,
+)
 from replora.models.base import Backbone
 from replora.models.load import load_backbone
 from replora.tasks.base import Task
 from replora.tasks.load import load_task
+from tests.contracts.packs import as_pack
 
 #: Folders of the checkpoint and of the data.
 Folders = tuple[Path, Path]
+
+#: Every method whose targets are a language model's.
+METHODS: dict[str, MethodConfig] = {
+    "lora": LoraMethod(rank=4, targets=("query", "key", "value", "up", "down")),
+    "lora-dropout": LoraMethod(rank=4, dropout=0.1),
+    "replora": ReploraMethod(rank=4, hidden=8),
+    "replora-plain": ReploraMethod(rank=4, hidden=8, plain_targets=("key", "gate", "up", "down", "output")),
+    "dora": DoraMethod(rank=4, targets=("query", "value", "down")),
+    "doran": DoranMethod(rank=4, hidden=8),
+    "hora": HoraMethod(rank=4, hidden=8),
+    "hora-unshared": HoraMethod(rank=4, hidden=8, shared=False, composition="weight-decomposed"),
+    "adapter": AdapterMethod(bottleneck=5),
+    "adapter-parallel": AdapterMethod(bottleneck=5, form="parallel", targets=("up", "down"), dropout=0.1),
+    "prefix": PrefixMethod(tokens=3),
+    "prefix-mlp": PrefixMethod(tokens=3, made="mlp", hidden=7),
+    "full": FullMethod(),
+}
+LOW_RANK = {name: method for name, method in METHODS.items() if isinstance(method, LowRankMethod)}
+PREFIXES = {name: method for name, method in METHODS.items() if isinstance(method, PrefixMethod)}
+MODULES = PREFIXES | {name: method for name, method in METHODS.items() if isinstance(method, AdapterMethod)}
 
 
 def run(
@@ -42,5 +79,4 @@ def base(config: RunConfig) -> tuple[Backbone, Task]:
 
 def texts(task: Task, count: int = 3) -> dict[str, Tensor]:
     """A batch of a pack of one."""
-    batch = task.split("val").take(torch.arange(count), None)
-    return {name: each.unsqueeze(0) for name, each in batch.items()}
+    return as_pack(task.split("val").take(torch.arange(count), None))

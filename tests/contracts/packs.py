@@ -24,6 +24,7 @@ from replora.config import (
     RunConfig,
     TrainConfig,
 )
+from replora.methods.layout import cover
 from replora.models.base import Backbone
 from replora.models.load import load_backbone
 from replora.tasks.base import Batch, Direction, Forward, Split, SplitName, Task
@@ -66,6 +67,8 @@ METHODS: dict[str, MethodConfig] = {
 }
 
 LOW_RANK = {name: method for name, method in METHODS.items() if isinstance(method, LowRankMethod)}
+#: Those whose slots can differ in a size, and are padded then.
+SIZED = {name: method for name, method in METHODS.items() if cover([method]) != method}
 
 
 def run(
@@ -143,6 +146,11 @@ def losses_of_first(
         events += pack.step()
         losses.append(recording.losses[-1][row])
     return torch.stack(losses), events
+
+
+def as_pack(batch: Batch) -> dict[str, Tensor]:
+    """A batch as a pack of one sees it."""
+    return {name: each.unsqueeze(0) for name, each in batch.items()}
 
 
 def perturbed(model: SlotModel, config: RunConfig, seed: int = 1) -> dict[str, Tensor]:

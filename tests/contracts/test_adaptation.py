@@ -16,7 +16,7 @@ from replora.models.base import Backbone
 from replora.tasks.base import Task
 from replora.train.model import SlotModel
 from replora.train.pack import Pack
-from tests.contracts.packs import LOW_RANK, METHODS, base, neighbour, outputs, perturbed, run
+from tests.contracts.packs import LOW_RANK, METHODS, SIZED, as_pack, base, neighbour, outputs, perturbed, run
 
 #: Those that start at the base; a prefix takes a part of every query's attention from the start.
 AT_BASE = {name: method for name, method in METHODS.items() if not isinstance(method, PrefixMethod)}
@@ -26,7 +26,6 @@ ADDITIVE = {
     for name, method in AT_BASE.items()
     if not isinstance(method, ComposedMethod) or method.composition == "additive"
 }
-SIZED = {name: method for name, method in METHODS.items() if cover([method]) != method}
 methods = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
 low_rank = pytest.mark.parametrize("method", LOW_RANK.values(), ids=LOW_RANK.keys())
 at_base = pytest.mark.parametrize("method", AT_BASE.values(), ids=AT_BASE.keys())
@@ -36,8 +35,7 @@ additive = pytest.mark.parametrize("method", ADDITIVE.values(), ids=ADDITIVE.key
 
 def images(task: Task) -> dict[str, Tensor]:
     """A batch of a pack of one."""
-    batch = task.split("val").take(torch.arange(6), None)
-    return {name: each.unsqueeze(0) for name, each in batch.items()}
+    return as_pack(task.split("val").take(torch.arange(6), None))
 
 
 def start(config: RunConfig) -> tuple[Tensor, Backbone, dict[str, Tensor]]:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from replora.config import (
     BackboneConfig,
-    LowRankMethod,
     MethodConfig,
     OptimConfig,
     PrefixMethod,
@@ -22,7 +21,6 @@ from replora.config import (
 )
 from replora.methods.bake import merge
 from replora.methods.folder import SavedAdapter, load_adapter
-from replora.methods.layout import cover
 from replora.models.base import Backbone
 from replora.models.load import load_backbone
 from replora.parameters import trainable_parameters
@@ -31,11 +29,19 @@ from replora.tasks.classification import Classification
 from replora.tasks.load import load_task
 from replora.train.model import SlotModel
 from replora.train.pack import Pack
-from tests.contracts.packs import METHODS, losses_of_first, neighbour, outputs, perturbed, relative_gap
+from tests.contracts.packs import (
+    LOW_RANK,
+    METHODS,
+    SIZED,
+    as_pack,
+    losses_of_first,
+    neighbour,
+    outputs,
+    perturbed,
+    relative_gap,
+)
 from tests.replora.tiny_bart import FEATURES, save_pairs, save_tiny_bart
 
-LOW_RANK = {name: method for name, method in METHODS.items() if isinstance(method, LowRankMethod)}
-SIZED = {name: method for name, method in METHODS.items() if cover([method]) != method}
 AT_BASE = {name: method for name, method in SIZED.items() if not isinstance(method, PrefixMethod)}
 low_rank = pytest.mark.parametrize("method", LOW_RANK.values(), ids=LOW_RANK.keys())
 sized = pytest.mark.parametrize("method", SIZED.values(), ids=SIZED.keys())
@@ -106,8 +112,7 @@ def run(method: MethodConfig, *, seed: int = 0, steps: int = 6, lr: float = 1e-3
 
 def batch_of(task: Task) -> dict[str, Tensor]:
     """A batch of a pack of one."""
-    batch = task.split("val").take(torch.arange(2), None)
-    return {name: each.unsqueeze(0) for name, each in batch.items()}
+    return as_pack(task.split("val").take(torch.arange(2), None))
 
 
 def features(backbone: Backbone, model: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:

@@ -10,14 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from replora.config import AdapterMethod, RunConfig
+from replora.config import AdapterMethod
 from replora.models.base import Backbone
-from replora.tasks.base import Task
 from replora.train.model import SlotModel
-from replora.train.optim import learning_rate
-from replora.train.pack import Pack
-from replora.train.streams import example_indices
-from tests.contracts.packs import RecordingTask, base, relative_gap, run
+from tests.contracts.oracles import classified, textbook_losses
+from tests.contracts.packs import base, losses_of_first, relative_gap, run
 
 PLACES = {"output": "attn.proj", "up": "mlp.fc1", "down": "mlp.fc2"}
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU}
@@ -72,36 +69,13 @@ def reference(backbone: Backbone, method: AdapterMethod, start: Mapping[str, Ten
     return model
 
 
-def reference_losses(config: RunConfig, task: Task, model: nn.Module) -> Tensor:
-    """The textbook training loop."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=config.optim.lr, weight_decay=config.optim.weight_decay)
-    split, losses = task.split("train"), []
-    for step in range(config.train.steps):
-        optimizer.param_groups[0]["lr"] = learning_rate(config.optim, step, config.train.steps)
-        start = step * config.train.batch
-        batch = split.take(example_indices(config.seed, len(split), start, config.train.batch), None)
-        loss = nn.functional.cross_entropy(model(batch["image"]), batch["label"])
-        optimizer.zero_grad()
-        loss.backward()
-        assert config.optim.clip_norm is not None
-        nn.utils.clip_grad_norm_(parameters, config.optim.clip_norm)
-        optimizer.step()
-        losses.append(loss.detach())
-    return torch.stack(losses)
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_adapters_equal_plain_torch_over_100_steps(name: str, tmp_path: Path) -> None:
     config = run(METHODS[name], lr=1e-3, steps=100)
     backbone, task = base(config)
     start = SlotModel(backbone, task, config).initial(config)
-    theirs = reference_losses(config, task, reference(backbone, METHODS[name], start))
-    recording = RecordingTask(task)
-    pack = Pack(config, backbone, recording, slots=1)
-    pack.admit("ours", config, tmp_path)
-    while pack.trials:
-        pack.step()
-    ours = torch.stack([loss[0] for loss in recording.losses])
+    model = reference(backbone, METHODS[name], start)
+    theirs = textbook_losses(config, task, model, classified(model))
+    ours, _ = losses_of_first([config], tmp_path, (backbone, task))
     assert relative_gap(ours, theirs) < 1e-10
     assert theirs[-5:].mean() < theirs[:5].mean()

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from sweeps.ledger import LEDGER_NAME, SweepView, read_ledger, read_lines
+from sweeps.ledger import SweepView, read_ledger, read_lines
 from tests.replora.tiny_llama import save_commonsense, save_tiny_llama
+from tests.sweeps.drivers import killed_when, replora
 
 SWEEP = """
 name: engines
@@ -40,8 +38,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(file: Path, folder: Path, zero: int) -> list[str]:
     engine = [f"run.engine.zero={zero}", f"run.engine.ranks={2 if zero else 1}"]
-    words = ["sweep", str(file), "--dir", str(folder), "--json", *engine]
-    return [sys.executable, "-m", "replora", *words]
+    return replora("sweep", str(file), "--dir", str(folder), "--json", *engine)
 
 
 def answer(words: list[str]) -> dict[str, Any]:
@@ -54,15 +51,6 @@ def answer(words: list[str]) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def plain(file: Path) -> dict[str, Any]:
     return answer(command(file, file.parent / "plain", 0))
-
-
-@pytest.fixture
-def orphans() -> Iterator[list[psutil.Process]]:
-    left: list[psutil.Process] = []
-    yield left
-    for process in left:
-        if process.is_running():
-            process.kill()
 
 
 def losses(view: SweepView) -> dict[str, float]:
@@ -89,23 +77,8 @@ def test_gangs_of_zero_3_whose_driver_is_killed_give_the_answer_of_plain_hosts(
     file: Path, plain: dict[str, Any], tmp_path: Path, orphans: list[psutil.Process]
 ) -> None:
     folder = tmp_path / "sweep"
-    process = subprocess.Popen(command(file, folder, 3), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 120
-        while b'"event":"checkpointed"' not in ledger(folder):
-            assert process.poll() is None, "the sweep ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        orphans += psutil.Process(process.pid).children(recursive=True)
-    finally:
-        process.kill()
-        process.wait()
-    answer([sys.executable, "-m", "replora", "resume", str(folder), "--json"])
+    orphans += killed_when(command(file, folder, 3), folder, "checkpointed", 1)
+    answer(replora("resume", str(folder), "--json"))
     assert_same_answer(folder, plain)
     starts = [line for line in read_lines(folder) if line["event"] == "started" and line["attempt"] > 1]
     assert starts, "the kill hit no running trial"
-
-
-def ledger(folder: Path) -> bytes:
-    path = folder / LEDGER_NAME
-    return path.read_bytes() if path.exists() else b""

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from sweeps.ledger import LEDGER_NAME, SweepView, read_ledger, read_lines
+from benchmarks._torture import table
+from sweeps.ledger import SweepView, read_ledger, read_lines
+from tests.sweeps.drivers import killed_when, replora
 
 SWEEP = """
 name: killed
@@ -27,10 +25,6 @@ resources: {hosts: 2, slots: 2, threads: 1}
 pytestmark = pytest.mark.slow
 
 
-def replora(*words: str) -> list[str]:
-    return [sys.executable, "-m", "replora", *words]
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SweepView]:
     """The sweep's file, and its view after a run that nothing disturbed, in other packs."""
@@ -40,52 +34,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SweepVi
     command = replora("sweep", str(file), "resources.slots=4", "--dir", str(folder / "sweep"))
     subprocess.run(command, check=True, capture_output=True)
     return file, read_ledger(folder / "sweep")
-
-
-def table(view: SweepView) -> bytes:
-    """What a sweep found, without clocks and places."""
-    rows = {
-        name: [
-            trial.state,
-            trial.objective,
-            trial.step,
-            [[step, {k: v for k, v in metrics.items() if k != "seconds"}] for step, metrics in trial.reports],
-        ]
-        for name, trial in sorted(view.trials.items())
-    }
-    return json.dumps(rows, sort_keys=True).encode()
-
-
-def count(folder: Path, event: str) -> int:
-    path = folder / LEDGER_NAME
-    return path.read_bytes().count(f'"event":"{event}"'.encode()) if path.exists() else 0
-
-
-def killed_when(command: list[str], folder: Path, event: str, more: int) -> list[psutil.Process]:
-    """Runs a command and kills it once the ledger has so many more lines of an event; its children."""
-    before = count(folder, event)
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 120
-        while count(folder, event) < before + more:
-            assert process.poll() is None, "the sweep ended before it could be killed"
-            assert time.monotonic() < deadline, f"no {event} within two minutes"
-            time.sleep(0.005)
-        children: list[psutil.Process] = psutil.Process(process.pid).children(recursive=True)
-        return children
-    finally:
-        process.kill()
-        process.wait()
-
-
-@pytest.fixture
-def orphans() -> Iterator[list[psutil.Process]]:
-    """Processes that a killed driver left; whatever still runs at the end of a test is ended."""
-    left: list[psutil.Process] = []
-    yield left
-    for process in left:
-        if process.is_running():
-            process.kill()
 
 
 def test_a_sweep_whose_driver_is_killed_three_times_ends_like_an_undisturbed_one(

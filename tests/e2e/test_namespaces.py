@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from sweeps.ledger import LEDGER_NAME, SweepView, read_ledger, read_lines
+from benchmarks._torture import table
+from sweeps.ledger import read_ledger, read_lines
 from tests.e2e.namespaces import Network, several_hosts
+from tests.sweeps.drivers import replora, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(290)]
 
@@ -28,32 +28,11 @@ max_failures: 5
 """
 
 
-def table(view: SweepView) -> bytes:
-    """What a sweep found, without clocks and places."""
-    rows: dict[str, Any] = {}
-    for name, trial in sorted(view.trials.items()):
-        reports = [
-            [step, {key: value for key, value in metrics.items() if key != "seconds"}]
-            for step, metrics in trial.reports
-        ]
-        rows[name] = [trial.state, trial.objective, trial.step, reports]
-    return json.dumps(rows, sort_keys=True).encode()
-
-
-def wait_for(folder: Path, event: str, count: int, driver: subprocess.Popen[bytes]) -> None:
-    """Until the ledger has so many lines of an event."""
-    path, deadline = folder / LEDGER_NAME, time.monotonic() + 120
-    while not path.exists() or path.read_bytes().count(f'"event":"{event}"'.encode()) < count:
-        assert driver.poll() is None, "the sweep ended too early to be disturbed"
-        assert time.monotonic() < deadline, f"no {count} lines of {event} within two minutes"
-        time.sleep(0.02)
-
-
 def disturbed(network: Network, file: Path, folder: Path) -> None:
     """Runs the sweep on three hosts, of which the head trains nothing, and disturbs it."""
     head, first, second = network.add(0), network.add(1), network.add(1)
     deadline = time.monotonic() + 60
-    ready = [sys.executable, "-m", "replora", "doctor", "--address", network.head, "--nodes", "--json"]
+    ready = replora("doctor", "--address", network.head, "--nodes", "--json")
     while True:
         doctor = network.start(head, *ready, "--deep", "--dir", str(folder.parent / "shared"))
         if doctor.wait(60) in (0, 3) and len(_said(network, head.name).get("nodes", ())) == 3:
@@ -62,7 +41,7 @@ def disturbed(network: Network, file: Path, folder: Path) -> None:
     links = next(found for found in _said(network, head.name)["together"] if found["name"] == "links")
     assert links["text"].startswith("3 processes on 3 nodes sum 16 MiB over gloo"), links
     words = ["sweep", str(file), "--dir", str(folder), f"resources.address={network.head}"]
-    driver = network.start(head, sys.executable, "-m", "replora", *words)
+    driver = network.start(head, *replora(*words))
     wait_for(folder, "checkpointed", 4, driver)
     network.kill(first)
     network.add(2)  # room for the other host, too: its own machine is cut off next
@@ -86,7 +65,7 @@ def test_hosts_that_die_are_cut_off_or_join_change_no_result(tmp_path: Path) -> 
     file.write_text(SWEEP)
     with several_hosts(tmp_path) as network:
         disturbed(network, file, tmp_path / "sweep")
-    alone = [sys.executable, "-m", "replora", "sweep", str(file), "--dir", str(tmp_path / "undisturbed")]
+    alone = replora("sweep", str(file), "--dir", str(tmp_path / "undisturbed"))
     subprocess.run([*alone, "backend=in-process", "resources.hosts=1"], check=True, capture_output=True)
     view = read_ledger(tmp_path / "sweep")
     assert table(view) == table(read_ledger(tmp_path / "undisturbed"))

@@ -11,8 +11,8 @@ from replora.methods.folder import load_adapter
 from sweeps import backend, ray_backend
 from sweeps.config import Domain, SweepConfig
 from sweeps.director import Director
-from sweeps.ledger import Ledger
 from sweeps.views import SweepView
+from tests.sweeps.simulated import begin
 
 METHODS = ("lora", "replora", "adapter", "prefix")
 SIZES: dict[str, dict[str, object]] = {
@@ -38,19 +38,8 @@ def sweep() -> SweepConfig:
 
 def outcome(folder: Path, *, on_ray: bool) -> SweepView:
     """The view after a sweep of eight trials on one host of four slots."""
-    config = sweep()
-    with Ledger.open(folder) as ledger:
-        ledger.append(
-            "sweep",
-            sweep="0" * 16,
-            name=config.name,
-            versions={},
-            git=None,
-            metric="accuracy",
-            direction="maximize",
-            config=config.model_dump(mode="json"),
-        )
-        director = Director(config, ledger)
+    with begin(folder, sweep()) as ledger:
+        director = Director(sweep(), ledger)
         run = ray_backend.run if on_ray else backend.run
         run(director, folder=folder, hosts=1, slots=4, threads=1)
         return director.view

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from replora.config import BackboneConfig, LoraMethod, RunConfig, TrainConfig
 from sweeps.config import Domain, PrunerConfig, SweepConfig
 from sweeps.director import Director
-from sweeps.ledger import Ledger, SweepView
+from sweeps.ledger import SweepView
 from sweeps.ray_backend import run
+from tests.sweeps.simulated import begin
 
 STEPS = 400
 
@@ -25,44 +27,14 @@ def sweep_of(steps: int, **options: object) -> SweepConfig:
     return SweepConfig.model_validate({"name": "ray", "run": base, "space": space, **options})
 
 
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    with Ledger.open(tmp_path) as opened:
-        yield opened
-
-
-def director_of(config: SweepConfig, ledger: Ledger) -> Director:
-    ledger.append(
-        "sweep",
-        sweep="0" * 16,
-        name=config.name,
-        versions={},
-        git=None,
-        metric="accuracy",
-        direction="maximize",
-        config=config.model_dump(mode="json"),
-    )
-    return Director(config, ledger)
-
-
-def host_processes() -> dict[int, str]:
+def host_processes() -> list[int]:
     """Process ids of the hosts that this process's Ray runs now."""
-    found = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            command = (entry / "cmdline").read_bytes()
-            parent = _parent(int(entry.name))
-            if command.startswith(b"ray::HostActor") and _parent(parent) == os.getpid():
-                found[int(entry.name)] = command.decode()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it ended meanwhile
+            if "".join(process.cmdline()[:1]).startswith("ray::HostActor"):
+                found.append(process.pid)
     return found
-
-
-def _parent(process: int) -> int:
-    return int((Path("/proc") / str(process) / "stat").read_text().rsplit(")", 1)[1].split()[1])
 
 
 def states(view: SweepView) -> list[str]:
@@ -70,9 +42,8 @@ def states(view: SweepView) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_sweep_survives_the_sigkill_of_a_host_in_training(ledger: Ledger, tmp_path: Path) -> None:
-    director = director_of(sweep_of(STEPS), ledger)
-    killed: list[int] = []
+def test_a_sweep_survives_the_sigkill_of_a_host_in_training(tmp_path: Path) -> None:
+    config, killed = sweep_of(STEPS), list[int]()
 
     def kill_once() -> None:
         checkpointed = [trial for trial in director.view.trials.values() if trial.reports]
@@ -80,7 +51,9 @@ def test_a_sweep_survives_the_sigkill_of_a_host_in_training(ledger: Ledger, tmp_
             killed.append(min(host_processes()))
             os.kill(killed[0], signal.SIGKILL)
 
-    run(director, folder=tmp_path, hosts=2, slots=2, threads=1, on_idle=kill_once)
+    with begin(tmp_path, config) as ledger:
+        director = Director(config, ledger)
+        run(director, folder=tmp_path, hosts=2, slots=2, threads=1, on_idle=kill_once)
     assert killed
     assert states(director.view) == ["finished"] * 4
     trials = list(director.view.trials.values())
@@ -90,11 +63,12 @@ def test_a_sweep_survives_the_sigkill_of_a_host_in_training(ledger: Ledger, tmp_
         assert [step for step, _ in trial.reports] == list(range(every, STEPS + 1, every))
 
 
-def test_pruned_trials_of_a_real_sweep_free_their_slots(ledger: Ledger, tmp_path: Path) -> None:
-    pruner = PrunerConfig(name="asha", grace_steps=2, reduction=2)
-    director = director_of(sweep_of(20, pruner=pruner), ledger)
-    run(director, folder=tmp_path, hosts=1, slots=2, threads=1)
+def test_pruned_trials_of_a_real_sweep_free_their_slots(tmp_path: Path) -> None:
+    config = sweep_of(20, pruner=PrunerConfig(name="asha", grace_steps=2, reduction=2))
+    with begin(tmp_path, config) as ledger:
+        director = Director(config, ledger)
+        run(director, folder=tmp_path, hosts=1, slots=2, threads=1)
     assert director.done
     assert "pruned" in states(director.view)
     assert set(states(director.view)) <= {"pruned", "finished"}
-    assert host_processes() == {}
+    assert host_processes() == []

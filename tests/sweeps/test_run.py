@@ -3,8 +3,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from sweeps import backend, continuing
 from sweeps.config import SweepConfig
 from sweeps.ledger import LEDGER_NAME, Ledger, read_ledger, read_lines
 from sweeps.run import resume_sweep, run_sweep
+from tests.sweeps.drivers import killed_when, replora
 from tests.sweeps.simulated import SimulatedHost, grid
 
 
@@ -245,32 +244,16 @@ resources: {slots: 2, threads: 1}
 """
 
 
-def killed_after(events: int, folder: Path, file: Path) -> None:
-    """Starts `replora sweep` and kills it with SIGKILL once so many trials have finished."""
-    command = [sys.executable, "-m", "replora", "sweep", str(file), "--dir", str(folder)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    try:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and process.poll() is None:
-            if (folder / LEDGER_NAME).exists() and raw(folder).count(b'"event":"finished"') >= events:
-                break
-            time.sleep(0.005)
-        assert process.poll() is None, process.stderr and process.stderr.read().decode()
-    finally:
-        process.kill()
-        process.communicate()
-
-
 @pytest.mark.slow
 def test_a_killed_driver_resumes_without_training_a_finished_trial_again(
     sweep_folder: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "real.yaml"
     file.write_text(REAL)
-    killed_after(2, sweep_folder, file)
+    killed_when(replora("sweep", str(file), "--dir", str(sweep_folder)), sweep_folder, "finished", 2)
     finished = {name for name, trial in read_ledger(sweep_folder).trials.items() if trial.state == "finished"}
     cut = read_ledger(sweep_folder).size
-    command = [sys.executable, "-m", "replora", "resume", str(sweep_folder)]
+    command = replora("resume", str(sweep_folder))
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     view = read_ledger(sweep_folder)
