@@ -4,6 +4,7 @@ PYTHON ?= python3
 EXTRAS ?= cma,deepspeed,postgres,test
 RUNS ?= runs
 BENCH_ARGS ?=
+TEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 BIN := .venv/bin
 REPLORA := $(BIN)/replora
@@ -52,8 +53,8 @@ sweep: env ## the main job: grid, Optuna, choice, final run, adapter, check with
 	@$(REPLORA) export $(RUNS)/final --as peft-lora --out $(RUNS)/final-peft
 	@$(BIN)/python examples/open_with_peft.py $(RUNS)/final $(RUNS)/final-peft
 
-test: check ## lint, types, layers and the CPU test suite
-	@$(BIN)/python -m pytest
+test: check ## lint, types, layers and the CPU test suite; TEST_ARGS= for one process
+	@$(BIN)/python -m pytest $(TEST_ARGS)
 
 check: env ## lint, types, layers
 	@$(BIN)/ruff check .

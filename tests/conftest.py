@@ -1,4 +1,8 @@
-"""What every test stands on: one thread, no network, no telemetry, one cache for the whole session."""
+"""What every test stands on: one thread, no network, no telemetry, one cache for the whole session.
+
+`make test` runs the files on two processes (pytest-xdist). What is dear and never changes is made once for
+both, in the folder `shared`; everything else is a process's own.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +25,21 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of the whole session, whatever the number of processes that run its tests."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 @pytest.fixture(scope="session", autouse=True)
-def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def session_cache(shared: Path) -> Iterator[Path]:
     """Folder of pre-trained weights: made once in a session, never the user's own cache."""
     with pytest.MonkeyPatch.context() as patch:
         if "REPLORA_CACHE" not in os.environ:
-            patch.setenv("REPLORA_CACHE", str(tmp_path_factory.mktemp("cache")))
+            patch.setenv("REPLORA_CACHE", str(shared / "cache"))
         yield Path(os.environ["REPLORA_CACHE"])
 
 
@@ -54,7 +67,14 @@ def chromium() -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none; torch is imported only when such a test is there."""
+    """Files with slow tests first, so that no process is left alone with one; no GPU test without a GPU."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+    _skip_without_gpu(items)
+
+
+def _skip_without_gpu(items: list[pytest.Item]) -> None:
+    """Torch is imported only when such a test is there."""
     gpu = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu:
         return

@@ -1,8 +1,7 @@
-"""The rules of docs/architecture.md hold, and breaking one is noticed."""
+"""Breaking a rule of docs/architecture.md is noticed; `make check` holds the tree itself to them."""
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -63,40 +62,39 @@ def toy_tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_layers_and_doors_hold() -> None:
-    done = lint_imports(ROOT)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 def test_each_library_may_be_imported_at_its_door(toy_tree: Path) -> None:
     done = lint_imports(toy_tree)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(
-    ("file", "line", "contract"),
-    [
-        ("replora/up.py", "import cluster", "never back"),
-        ("cluster/up.py", "import sweeps.search", "never back"),
-        ("sweeps/up.py", "def f():\n    import ablations", "never back"),
-        ("sweeps/second.py", "from ray import tune", "ray only in sweeps.ray_backend"),
-        ("ablations/second.py", "import optuna", "optuna only in sweeps.search"),
-        ("sweeps/second.py", "import mlflow.entities", "mlflow only in sweeps.mlflow_recorder"),
-        ("replora/second.py", "def f():\n    from peft import LoraConfig", "peft only in"),
-        ("cluster/second.py", "import deepspeed", "deepspeed only in replora.train.engine"),
-    ],
+#: A file, a line in it that is against the rules, and what import-linter says of it.
+BROKEN = (
+    ("replora/up.py", "import cluster", "replora.up -> cluster"),
+    ("cluster/up.py", "import sweeps.search", "cluster.up -> sweeps.search"),
+    ("sweeps/up.py", "def f():\n    import ablations", "sweeps.up -> ablations"),
+    ("sweeps/second.py", "from ray import tune\nimport mlflow.entities", "sweeps.second -> ray"),
+    ("sweeps/second.py", "", "sweeps.second -> mlflow"),
+    ("ablations/second.py", "import optuna", "ablations.second -> optuna"),
+    ("replora/second.py", "def f():\n    from peft import LoraConfig", "replora.second -> peft"),
+    ("cluster/second.py", "import deepspeed", "cluster.second -> deepspeed"),
 )
-def test_an_import_against_the_rules_is_caught(toy_tree: Path, file: str, line: str, contract: str) -> None:
-    (toy_tree / file).write_text(line + "\n")
+
+
+def test_every_import_against_the_rules_is_caught(toy_tree: Path) -> None:
+    for file, line, _ in BROKEN:
+        with (toy_tree / file).open("a") as text:
+            text.write(line + "\n")
     done = lint_imports(toy_tree)
-    broken = [row for row in done.stdout.splitlines() if "BROKEN" in row]
     assert done.returncode == 1
-    assert any(contract in row for row in broken), done.stdout
+    assert [said for _, _, said in BROKEN if f"{said} (l." not in done.stdout] == [], done.stdout
 
 
-@pytest.mark.parametrize("module", LIGHT)
-def test_a_light_module_loads_no_heavy_library(module: str) -> None:
-    code = f"import sys, json, {module}; print(json.dumps([m for m in sys.modules if '.' not in m]))"
+def test_light_modules_load_no_heavy_library() -> None:
+    code = (
+        "import importlib, sys\n"
+        f"for module in {LIGHT}:\n"
+        "    importlib.import_module(module)\n"
+        f"    assert {HEAVY}.isdisjoint(sys.modules), module\n"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert HEAVY.isdisjoint(json.loads(done.stdout))

@@ -85,7 +85,7 @@ def under_peft(
         use_dora=isinstance(method, DoraMethod),
         **options,
     )
-    wrapped: nn.Module = get_peft_model(copy.deepcopy(model), config, autocast_adapter_dtype=False)  # type: ignore[arg-type]
+    wrapped: nn.Module = get_peft_model(copy.deepcopy(model), config, autocast_adapter_dtype=False)
     state = dict(wrapped.named_parameters())
     with torch.no_grad():
         for target in start:
