@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from replora.cli import main
+
 SWEEP = "name: s\nspace: {optim.lr: {values: [0.001]}}\n"
 CASES: dict[str, tuple[str, str, list[str], int, str]] = {
     # verb, content of in.yaml, further words, status, a part of the message
@@ -31,27 +33,31 @@ CASES: dict[str, tuple[str, str, list[str], int, str]] = {
 }
 
 
-def replora(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "replora", *words]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+def assert_clean(status: int, out: str, err: str, expected: int, words: str) -> None:
+    assert "Traceback" not in err
+    assert status == expected, err
+    assert words in err
+    assert out == ""
+    assert len(err.splitlines()) < 12, err
 
 
-def assert_clean(done: subprocess.CompletedProcess[str], status: int, words: str) -> None:
-    assert "Traceback" not in done.stderr
-    assert done.returncode == status, done.stderr
-    assert words in done.stderr
-    assert done.stdout == ""
-    assert len(done.stderr.splitlines()) < 12, done.stderr
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, empty."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_mistake_in_a_file_is_one_message(tmp_path: Path, name: str) -> None:
+def test_a_mistake_in_a_file_is_one_message(
+    folder: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
     verb, content, more, status, words = CASES[name]
-    (tmp_path / "in.yaml").write_text(content)
-    before = (tmp_path / "in.yaml").read_bytes()
-    assert_clean(replora(tmp_path, verb, "in.yaml", *more), status, words)
-    assert [path.name for path in tmp_path.iterdir()] == ["in.yaml"]
-    assert (tmp_path / "in.yaml").read_bytes() == before
+    (folder / "in.yaml").write_text(content)
+    found = main([verb, "in.yaml", *more])
+    assert_clean(found, *capsys.readouterr(), status, words)
+    assert [path.name for path in folder.iterdir()] == ["in.yaml"]
+    assert (folder / "in.yaml").read_text() == content
 
 
 @pytest.mark.parametrize(
@@ -66,7 +72,14 @@ def test_a_mistake_in_a_file_is_one_message(tmp_path: Path, name: str) -> None:
     ids=["show", "resume", "best", "sweep", "verb"],
 )
 def test_what_is_not_there_is_one_message(
-    tmp_path: Path, words: list[str], status: int, message: str
+    folder: Path, capsys: pytest.CaptureFixture[str], words: list[str], status: int, message: str
 ) -> None:
-    assert_clean(replora(tmp_path, *words), status, message)
-    assert list(tmp_path.iterdir()) == []
+    assert_clean(main(words), *capsys.readouterr(), status, message)
+    assert list(folder.iterdir()) == []
+
+
+def test_a_mistake_in_a_file_is_one_message_of_the_program(folder: Path) -> None:
+    (folder / "in.yaml").write_text("method: lroa\n")
+    command = [sys.executable, "-m", "replora", "show", "in.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert_clean(done.returncode, done.stdout, done.stderr, 2, "Did you mean lora?")
