@@ -1,13 +1,16 @@
 """One process of `calibration.py`: `python -m benchmarks._calibration_process SETTING.json returned|kept`.
 
 Prints one line of JSON: bytes of resident memory at the peak over the imports alone (`peak`), of the
-imports alone (`imports`), and what the planner predicts (`predicted`, without its reserve; `reserve`).
+imports alone (`imports`), what the planner predicts (`tensors`, of which `passing` come and go; `heap`, the
+share of them that this process's heap should hold on top; `reserve`), and the processor time of a step.
 """
 
 from __future__ import annotations
 
 import json
+import statistics
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,12 +27,14 @@ from cluster.memory import LIBRARIES, Setting, memory_of
 from replora.config import RunConfig, TextToTextTask, VideoFolderTask
 from replora.models.load import load_backbone
 from replora.tasks.base import SplitName
+from replora.train import heap
 from replora.train.footprint import peak_memory, reset_peak
 from replora.train.pack import Pack
 from replora.train.process import prepare_process
 
 CPU = torch.device("cpu")
 CLASSES = 5
+STEPS = 6
 
 
 class _Split:
@@ -74,7 +79,7 @@ class RandomTask:
         return losses.view(output.shape[:2]).mean(1)
 
 
-def measure(case: Mapping[str, Any], folder: Path) -> dict[str, int]:
+def measure(case: Mapping[str, Any], folder: Path) -> dict[str, float]:
     config = RunConfig.model_validate(case["run"])
     slots = int(case["slots"])
     reset_peak(CPU)
@@ -84,20 +89,25 @@ def measure(case: Mapping[str, Any], folder: Path) -> dict[str, int]:
     pack = Pack(config, backbone, task, slots)
     for seed in range(slots):
         pack.admit(f"trial-{seed}", config.model_copy(update={"seed": seed}), folder)
-    for _ in range(3):
+    seconds = []
+    for _ in range(STEPS):
+        started = time.process_time()
         pack.step()
+        seconds.append(time.process_time() - started)
     anatomy = anatomy_of(config)
     micro = config.train.micro_batch or config.train.batch
     tokens = int(case["tokens"]) or anatomy.tokens or 1
-    memory = memory_of(config, anatomy, Setting(micro, tokens, slots), "cpu")
+    memory = memory_of(config, anatomy, Setting(micro, tokens, slots), "cpu", heap=heap.heap_here())
     # No evaluation is run, so what it needs beyond training is not part of this prediction.
-    predicted = memory.model - memory.evaluation + LIBRARIES[anatomy.family]
+    passing = memory.passing - memory.evaluation
     return {
         "peak": _held() - imports,
         "imports": imports,
-        "predicted": predicted,
-        "passing": memory.activations + memory.temporaries,
-        "reserve": memory.reserve,
+        "tensors": memory.model - memory.evaluation + LIBRARIES[anatomy.family],
+        "passing": passing,
+        "heap": memory.heap * passing / memory.passing,
+        "reserve": memory.reserve * passing / memory.passing,
+        "seconds": statistics.median(seconds[2:]),  # the first ones make kernels and touch memory
     }
 
 

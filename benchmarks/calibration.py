@@ -1,16 +1,18 @@
 """The planner's prediction against the measured peak of resident memory on a CPU, 22 settings.
 
 Methods x K x batch x length on small LLaMAs, BARTs, ViTs and Video Swins with random weights, each in fresh
-processes of three training steps, over the memory of the imports alone. Twice: with glibc told to hand freed
-memory back (`returned`: what is held is counted, not what was), and as trials run, with freed memory kept
-(`kept`).
+processes of a few training steps, over the memory of the imports alone. Three times: as trials run
+(`jemalloc`: freed memory is kept), as they run where there is no jemalloc (`glibc`: likewise), and with glibc
+told to hand freed memory back (`returned`: the tensors alone).
 
 Rows:
-    p95-error       ratio = 95th percentile of |predicted - measured| / measured, in percent, of the
-                    `returned` peaks: at most 5
-    covered         ratio = settings whose `kept` peak lies within prediction and reserve / all: at least 1
-    p95-calibrated  ratio = the percentile for the `kept` peaks, where the first setting of each model has
-                    calibrated the others: at most 5
+    p95-error       ratio = 95th percentile of |predicted - measured| / measured, in percent, as trials run:
+                    at most 5
+    p95-tensors     ratio = the same for the `returned` peaks, where a heap holds nothing on top: at most 5
+    p95-calibrated  ratio = the same as trials run, where the first setting of each model has calibrated the
+                    others: at most 5
+    covered         ratio = peaks of both heaps that lie within prediction and reserve / all: at least 1
+    step-time       ratio = processor time of a step with jemalloc / with glibc, median: at most 1.02
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks._common import ROOT, Row, finish, is_quick, machine, run_cold, say
+from benchmarks._common import ROOT, Row, finish, is_quick, machine, median, run_cold, say
+from replora.train import heap
 
 MIB = 2**20
 FIVE = ["query", "key", "value", "up", "down"]
@@ -33,6 +36,12 @@ LLAMAS = {
 }
 #: Width, MLP, layers on each side, heads, words.
 BARTS = {"bart-a": (512, 2_048, 3, 8, 8_000)}
+#: Environment of each mode.
+MODES = {
+    "jemalloc": heap.environment(),
+    "glibc": {},
+    "returned": {"MALLOC_MMAP_THRESHOLD_": "65536"},
+}
 LORA, REPLORA = {"name": "lora"}, {"name": "replora"}
 CLIPS = {"name": "video-folder", "root": "clips", "frames": 8, "image_size": 112}
 TEXTS = {"name": "text-to-text", "root": "texts", "source_tokens": 96, "target_tokens": 48}
@@ -85,23 +94,33 @@ CASES = [
 
 @dataclass(frozen=True)
 class Found:
-    """Bytes over the imports alone."""
+    """What one process held, and what it should have held, in bytes over the imports alone."""
 
-    case: Case
-    predicted: int
-    passing: int
-    reserve: int
-    returned: int
-    kept: int
+    peak: float
+    imports: float
+    tensors: float
+    passing: float
+    heap: float
+    reserve: float
+    seconds: float
+
+    def error(self, held: float | None = None) -> float:
+        """Of the prediction, in percent of what was measured; `held` by the heap, as predicted if None."""
+        return 100 * (self.tensors + (self.heap if held is None else held) - self.peak) / self.peak
 
     @property
-    def error(self) -> float:
-        """Of the prediction, in percent of what was measured."""
-        return 100 * (self.predicted - self.returned) / self.returned
+    def share(self) -> float:
+        """What the heap held, as a share of the tensors that come and go."""
+        return (self.peak - self.tensors) / self.passing
+
+    @property
+    def is_covered(self) -> bool:
+        """Whether the plan would have had room for it."""
+        return self.peak <= self.tensors + self.heap + self.reserve
 
 
-def measured(case: Case, folder: Path) -> Found:
-    """The two peaks of a setting."""
+def measured(case: Case, folder: Path) -> dict[str, Found]:
+    """A setting in each mode."""
     train = {"batch": case.batch, "steps": 10**6, "eval_every": 10**6, "checkpoint_every": 10**6}
     run = {
         "backbone": {"name": _backbone(case.model, folder), "weights": "random"},
@@ -111,23 +130,16 @@ def measured(case: Case, folder: Path) -> Found:
     }
     path = folder / "case.json"
     path.write_text(json.dumps({"run": run, "tokens": case.tokens, "slots": case.slots}))
-    peaks = {}
-    for mode, extra in (("returned", {"MALLOC_MMAP_THRESHOLD_": "65536"}), ("kept", {})):
-        words = ["-m", "benchmarks._calibration_process", str(path), mode]
-        peaks[mode] = json.loads(run_cold(words, 1, ROOT, extra).stdout.splitlines()[-1])
-    first = peaks["returned"]
-    found = Found(
-        case,
-        first["predicted"],
-        first["passing"],
-        first["reserve"],
-        first["peak"],
-        peaks["kept"]["peak"],
-    )
+    found: dict[str, Found] = {}
+    for mode, extra in MODES.items():
+        words = ["-m", "benchmarks._calibration_process", str(path), "kept" if mode != "returned" else mode]
+        found[mode] = Found(**json.loads(run_cold(words, 1, ROOT, extra).stdout.splitlines()[-1]))
+    ours, glibc = found["jemalloc"], found["glibc"]
     say(
-        f"  {case.name}: predicted {found.predicted / MIB:.0f} MiB, measured {found.returned / MIB:.0f} "
-        f"({found.error:+.1f} %); as trials run {found.kept / MIB:.0f}, "
-        f"{(found.kept - found.predicted) / found.passing:+.2f} of a pass"
+        f"  {case.name}: {(ours.tensors + ours.heap) / MIB:.0f} MiB, measured {ours.peak / MIB:.0f} "
+        f"({ours.error():+.1f} %), heap {ours.share:.2f} of a pass; glibc {glibc.peak / MIB:.0f} "
+        f"({glibc.share:.2f}); tensors {found['returned'].error(0):+.1f} %; "
+        f"step {ours.seconds / glibc.seconds:.2f} of glibc's; imports {ours.imports / MIB:.0f}"
     )
     return found
 
@@ -172,16 +184,15 @@ def p95(values: list[float]) -> float:
     return ordered[-(-95 * len(ordered) // 100) - 1]
 
 
-def calibrated_errors(found: list[Found]) -> list[float]:
+def calibrated_errors(cases: list[Case], found: list[Found]) -> list[float]:
     """Errors in percent of the settings of each model but its first, which calibrates them."""
     shares: dict[str, float] = {}
     errors = []
-    for each in found:
-        if each.case.model not in shares:
-            shares[each.case.model] = (each.kept - each.predicted) / each.passing
-            continue
-        predicted = each.predicted + shares[each.case.model] * each.passing
-        errors.append(100 * abs(predicted - each.kept) / each.kept)
+    for case, each in zip(cases, found, strict=True):
+        if case.model in shares:
+            errors.append(abs(each.error(shares[case.model] * each.passing)))
+        else:
+            shares[case.model] = each.share
     return errors
 
 
@@ -189,14 +200,20 @@ def main() -> None:
     cases = [Case("vit-ti16", LORA, 1), Case("vit-ti16", LORA, 2)] if is_quick(__doc__) else CASES
     with tempfile.TemporaryDirectory() as folder:
         found = [measured(case, Path(folder)) for case in cases]
-    error = p95([abs(each.error) for each in found])
-    within = sum(each.kept <= each.predicted + each.reserve for each in found)
-    calibrated = p95(calibrated_errors(found))
+    trials, glibc = [each["jemalloc"] for each in found], [each["glibc"] for each in found]
+    percents = {
+        "p95-error": p95([abs(each.error()) for each in trials]),
+        "p95-tensors": p95([abs(each["returned"].error(0)) for each in found]),
+        "p95-calibrated": p95(calibrated_errors(cases, trials)),
+    }
+    within = sum(each.is_covered for each in (*trials, *glibc))
+    seconds = [median([each.seconds for each in side]) for side in (trials, glibc)]
+    ratio = median([ours.seconds / theirs.seconds for ours, theirs in zip(trials, glibc, strict=True)])
     finish(
         [
-            Row("p95-error", error, None, "percent", error, 5.0, machine()),
-            Row("covered", within, len(found), "settings", within / len(found), 1.0, machine()),
-            Row("p95-calibrated", calibrated, None, "percent", calibrated, 5.0, machine()),
+            *(Row(name, each, None, "percent", each, 5.0, machine()) for name, each in percents.items()),
+            Row("covered", within, 2 * len(found), "settings", within / (2 * len(found)), 1.0, machine()),
+            Row("step-time", seconds[0], seconds[1], "s", ratio, 1.02, machine()),
         ]
     )
 

@@ -24,10 +24,12 @@ from replora.atomic import write_atomically
 from replora.config import RunConfig
 from replora.errors import MachineError, PlanError
 from replora.folders import cache_folder
+from replora.train import heap
+from replora.train.heap import Heap
 
 __all__ = ["Peak", "calibrate", "kept_share", "remember", "remembered"]
 
-_VERSION = 1
+_VERSION = 2
 #: Passes smaller than this say nothing: the runtime itself differs by a few MiB (choice).
 _LEAST = 32 * MIB
 
@@ -39,10 +41,12 @@ class Peak:
     Attributes:
         device: Where it trained.
         held: Bytes: resident memory of the process, or what torch reserved on the GPU.
+        heap: What served the process's memory.
     """
 
     device: Literal["cpu", "gpu"]
     held: int
+    heap: Heap
 
 
 def calibrate(config: RunConfig) -> float | None:
@@ -62,7 +66,7 @@ def calibrate(config: RunConfig) -> float | None:
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **heap.environment()},
     )
     if done.returncode:
         said = done.stderr.strip() or f"exit status {done.returncode}"
@@ -80,18 +84,24 @@ def remember(config: RunConfig, peak: Peak) -> float | None:
     if share is not None:
         path = _path(config)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps({"kept": share, "device": peak.device}).encode())
+        write_atomically(path, json.dumps({"kept": share, "device": peak.device, "heap": peak.heap}).encode())
     return share
 
 
-def remembered(config: RunConfig, device: Literal["cpu", "gpu"]) -> float | None:
-    """The share for runs like this one; None where none was measured, or the note is damaged."""
+def remembered(config: RunConfig, device: Literal["cpu", "gpu"], heap: Heap) -> float | None:
+    """The share for runs like this one; None where none was measured, or the note is damaged.
+
+    Args:
+        config: The run.
+        device: Where it will train.
+        heap: What will serve its memory; a share of another heap says nothing about this one.
+    """
     try:
         content = json.loads(_path(config).read_bytes())
-        share, where = float(content["kept"]), content["device"]
+        share, where = float(content["kept"]), (content["device"], content["heap"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return share if where == device and math.isfinite(share) and share >= 0 else None
+    return share if where == (device, heap) and math.isfinite(share) and share >= 0 else None
 
 
 def kept_share(config: RunConfig, anatomy: Anatomy, peak: Peak) -> float | None:

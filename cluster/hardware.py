@@ -11,6 +11,7 @@ from pydantic import Field
 from replora.errors import ConfigError
 from replora.frozen import Frozen
 from replora.load import load
+from replora.train.heap import Heap, heap_of_trials
 from replora.verbs import nearest
 
 __all__ = ["Figure", "Hardware", "list_profiles", "load_hardware", "profile_names", "this_machine_gib"]
@@ -46,6 +47,7 @@ class Hardware(Frozen):
         link_gb_s: Bandwidth between two GPUs, one direction, in 10^9 bytes per second.
         kept: Share of a pass's tensors that the allocator holds on top, from a calibration
             (cluster.calibration); null takes what is usual.
+        heap: What serves the memory of trials on a CPU; null asks this machine.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,49}$")]
@@ -56,11 +58,17 @@ class Hardware(Frozen):
     cores: Annotated[int, Field(ge=1)] | None = None
     link_gb_s: Figure | None = None
     kept: Annotated[float, Field(ge=0)] | None = None
+    heap: Heap | None = None
 
     @property
     def device(self) -> Literal["gpu", "cpu"]:
         """Where trials run."""
         return "gpu" if self.gpus else "cpu"
+
+    @property
+    def trial_heap(self) -> Heap:
+        """What serves the memory of trials on a CPU."""
+        return self.heap or heap_of_trials()
 
     @property
     def places(self) -> int:

@@ -16,6 +16,7 @@ from cluster.activations import activation_bytes, evaluation_bytes, temporary_by
 from cluster.anatomy import BYTES, Anatomy
 from replora.config import AdapterMethod, FullMethod, LowRankMethod, PrefixMethod, RunConfig
 from replora.parameters import trainable_parameters
+from replora.train.heap import Heap
 
 __all__ = ["GIB", "Memory", "Setting", "memory_of", "trained_parameters"]
 
@@ -28,12 +29,15 @@ Offload = Literal["none", "optimizer", "base"]
 REDUCE_BUCKET, PREFETCH_BUCKET = 500_000_000, 50_000_000
 #: Share of all tensors kept free on a GPU for fragmentation (choice: nothing was measured on one).
 GPU_RESERVE = 0.05
-#: Share of a pass's tensors that glibc's heap takes on top, by family: freed blocks that are not used
-#: again (measured: a little over the most of the settings of benchmarks/calibration.py). A calibration
-#: replaces it.
-HEAP_KEEPS = {"vit": 0.4, "swin": 0.9, "llama": 1.25, "bart": 1.25}
-#: From one process to the next that share differs by so much (measured, likewise).
-SPREAD = 0.25
+#: What a heap holds on top of a pass's tensors on a CPU, as a share of them, by family: the usual, and by
+#: how much of a pass a setting may need more (measured: benchmarks/calibration.py). A calibration
+#: replaces the usual.
+HEAPS: dict[Heap, dict[str, tuple[float, float]]] = {
+    "jemalloc": dict.fromkeys(("vit", "swin", "llama", "bart"), (0.11, 0.08)),
+    "glibc": {"vit": (0.2, 0.2), "swin": (0.5, 0.4), "llama": (0.75, 0.5), "bart": (0.75, 0.5)},
+}
+#: The same for a GPU that was calibrated (choice: nothing was measured on one).
+GPU_SPREAD = 0.25
 #: What a process holds before any model: Python, torch and what comes with it (measured on a CPU).
 IMPORTS = {"vit": 712 * MIB, "swin": 712 * MIB, "llama": 780 * MIB, "bart": 780 * MIB}
 #: What the libraries take once they work: code, kernels made at run time, buffers (measured on a CPU; of
@@ -75,7 +79,8 @@ class Setting:
 class Memory:
     """Bytes on each GPU, by what they are for; `host` lies in the host's memory instead.
 
-    `evaluation` is what an evaluation needs beyond the activations and temporaries of training.
+    `evaluation` is what an evaluation needs beyond the activations and temporaries of training; `heap` what
+    the allocator is expected to hold on top of what comes and goes.
     """
 
     base: int
@@ -89,6 +94,7 @@ class Memory:
     evaluation: int
     buffers: int
     runtime: int
+    heap: int
     reserve: int
     host: int
 
@@ -99,8 +105,8 @@ class Memory:
 
     @property
     def model(self) -> int:
-        """What the tensors of the run take: everything but the runtime and the reserve."""
-        return self.total - self.runtime - self.reserve
+        """What the tensors of the run take: everything but the runtime, the heap's share and the reserve."""
+        return self.total - self.runtime - self.heap - self.reserve
 
     @property
     def total(self) -> int:
@@ -119,7 +125,12 @@ def trained_parameters(config: RunConfig, anatomy: Anatomy) -> int:
 
 
 def memory_of(
-    config: RunConfig, anatomy: Anatomy, setting: Setting, device: str = "gpu", kept: float | None = None
+    config: RunConfig,
+    anatomy: Anatomy,
+    setting: Setting,
+    device: str = "gpu",
+    kept: float | None = None,
+    heap: Heap = "jemalloc",
 ) -> Memory:
     """Bytes of a run in a setting.
 
@@ -130,6 +141,7 @@ def memory_of(
         device: `gpu` or `cpu`.
         kept: What the allocator was measured to hold on top, as a share of `Memory.passing`
             (cluster.calibration); None takes what is usual.
+        heap: What serves the memory of a CPU.
     """
     b = BYTES[config.train.precision]
     anatomy = replace(anatomy, tokens=setting.tokens)
@@ -156,20 +168,16 @@ def memory_of(
         "evaluation": max(0, evaluating - activations - temporaries),
         "buffers": _buffers(setting, trained, anatomy.layer_parameters, b),
     }
-    bare = Memory(**parts, runtime=_runtime(device, anatomy.family), reserve=0, host=host)
-    return replace(bare, reserve=_reserve(bare, device, anatomy.family, kept))
+    bare = Memory(**parts, runtime=_runtime(device, anatomy.family), heap=0, reserve=0, host=host)
+    if device == "gpu" and kept is None:
+        return replace(bare, reserve=int(GPU_RESERVE * bare.model))
+    usual, spread = (0.0, GPU_SPREAD) if device == "gpu" else HEAPS[heap][anatomy.family]
+    held = usual if kept is None else kept
+    return replace(bare, heap=int(held * bare.passing), reserve=int(spread * bare.passing))
 
 
 def _runtime(device: str, family: str) -> int:
     return CUDA_CONTEXT if device == "gpu" else IMPORTS[family] + LIBRARIES[family]
-
-
-def _reserve(bare: Memory, device: str, family: str, kept: float | None) -> int:
-    if kept is not None:
-        return int((kept + SPREAD) * bare.passing)
-    if device == "gpu":
-        return int(GPU_RESERVE * bare.model)
-    return int(HEAP_KEEPS[family] * bare.passing)
 
 
 def _state(setting: Setting, trained: int, b: int) -> dict[str, int]:

@@ -159,7 +159,9 @@ class _Search:
 
     def _weighed(self, setting: Setting) -> Candidate:
         hardware = self.hardware
-        memory = memory_of(self.config, self.anatomy, setting, hardware.device, hardware.kept)
+        memory = memory_of(
+            self.config, self.anatomy, setting, hardware.device, hardware.kept, hardware.trial_heap
+        )
         on_host = self.hardware.host_gib * GIB / max(1, self.hardware.gpus)
         fits = memory.total <= self.hardware.place_gib * GIB and memory.host <= on_host
         return Candidate(setting, memory, fits)

@@ -68,7 +68,9 @@ def _run(options: argparse.Namespace) -> Answer:
     if options.calibrate:
         calibrate(config)
     if hardware.kept is None:
-        hardware = hardware.model_copy(update={"kept": remembered(config, hardware.device)})
+        hardware = hardware.model_copy(
+            update={"kept": remembered(config, hardware.device, hardware.trial_heap)}
+        )
     pins = Pins(options.zero, options.gpus, options.micro_batch, options.recompute, options.offload)
     found = plan(config, hardware, _slots(options.slots), tokens=options.tokens, pins=pins)
     return Answer(plan_document(config, found), plan_text(config, found))

@@ -16,6 +16,7 @@ from typing import NoReturn
 from replora.commands import VERBS
 from replora.errors import ConfigError, MachineError, ReploraError
 from replora.offers import offers
+from replora.train import heap
 from replora.verbs import Answer, Follower, Verb, nearest
 
 __all__ = ["main"]
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         with _warnings_in_one_line():
-            return _dispatch(words)
+            return _dispatch(words, is_program=arguments is None)
     except ReploraError as error:
         _note(f"{type(error).__name__}: {error}")
         return error.exit_status
@@ -83,7 +84,7 @@ def _follow(verb: Verb, options: argparse.Namespace, answer: Answer) -> None:
                     _note(words)
 
 
-def _dispatch(words: list[str]) -> int:
+def _dispatch(words: list[str], *, is_program: bool) -> int:
     verbs = find_verbs()
     if not words or words[0] in ("-h", "--help", "help"):
         sys.stdout.write(_overview(verbs))
@@ -99,6 +100,8 @@ def _dispatch(words: list[str]) -> int:
         options = _parser(verb).parse_intermixed_args(words[1:])
     except SystemExit as stop:  # argparse ends so after --help.
         return int(stop.code or 0)
+    if is_program and verb.trains(options):
+        heap.start_again()
     with _stdout_for_the_answer(options.json):
         answer = verb.run(options)
     _print(answer, options.json)

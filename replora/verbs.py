@@ -35,6 +35,8 @@ class Verb:
         configure: Adds the verb's own arguments to its parser.
         run: Does the work; imports torch and the like only when called.
         spends: Whether the verb spends time or money; it then takes `--dry-run`.
+        trains: Whether a call trains or evaluates in its own process, which then starts again with the heap
+            for that (replora.train.heap).
     """
 
     name: str
@@ -42,6 +44,7 @@ class Verb:
     configure: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], Answer]
     spends: bool = False
+    trains: Callable[[argparse.Namespace], bool] = lambda options: False
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from replora.atomic import write_atomically
 from replora.config import RunConfig
 from replora.errors import ConfigError, MachineError, ReploraError, RunFailedError
 from replora.folders import cache_folder
+from replora.train import heap
 from replora.train.key import pack_key
 from sweeps.config import SweepConfig
 from sweeps.resources import Layout, layout_of, slots_at_most, visible_gpus
@@ -148,7 +149,7 @@ def _failure(status: int, complaint: str) -> ReploraError:
 
 
 def _environment(threads: int, gpu: str | None) -> dict[str, str]:
-    changes = {"OMP_NUM_THREADS": str(threads)}
+    changes = {"OMP_NUM_THREADS": str(threads), **heap.environment()}
     if gpu is not None:
         changes["CUDA_VISIBLE_DEVICES"] = gpu
     return {**os.environ, **changes}

@@ -262,7 +262,14 @@ def _record_final(options: argparse.Namespace, answer: Answer) -> str:
 
 
 VERBS: tuple[Verb | Follower, ...] = (
-    Verb("sweep", "run a sweep", _configure_sweep, _sweep, spends=True),
+    Verb(
+        "sweep",
+        "run a sweep",
+        _configure_sweep,
+        _sweep,
+        spends=True,
+        trains=lambda call: call.in_process and not call.dry_run,
+    ),
     Verb("resume", "go on with a sweep that was cut off", _configure_resume, _resume, spends=True),
     Verb("best", "the best configuration of one or several sweeps", _configure_best, _best),
     Verb("export-study", "a sweep as an Optuna study, for optuna-dashboard", _configure_study, _export_study),

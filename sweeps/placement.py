@@ -18,6 +18,7 @@ from cluster.memory import GIB, Memory, Setting, memory_of
 from cluster.planner import count
 from replora.errors import ConfigError, PlanError
 from replora.load import run_from
+from replora.train.heap import Heap, heap_here
 from sweeps.config import Domain, Scalar, SweepConfig
 from sweeps.largest import Member, contenders
 from sweeps.resources import Layout, visible_gpus
@@ -77,6 +78,7 @@ class _Known:
 
     member: Member
     anatomy: Anatomy
+    heap: Heap
     kept: float | None
 
     @property
@@ -90,7 +92,7 @@ class _Known:
         micro = run.train.micro_batch or run.train.batch // engine.ranks
         shared = (engine.zero, engine.ranks, engine.recompute, engine.offload)
         setting = Setting(micro, self.anatomy.tokens or 1, slots, *shared)
-        return memory_of(run, self.anatomy, setting, device, self.kept)
+        return memory_of(run, self.anatomy, setting, device, self.kept, self.heap)
 
 
 class _Scale:
@@ -128,14 +130,15 @@ class _Scale:
         return self.heaviest(slots)[1] <= self.available(hosts)
 
     def _known(self) -> Iterator[_Known]:
+        heap = heap_here() if self.config.backend == "in-process" else self.hardware.trial_heap
         for member in contenders(self.config):
             try:
                 anatomy = anatomy_of(member.run)
             except PlanError:
                 continue
             if anatomy.tokens is not None:
-                kept = remembered(member.run, self.hardware.device)
-                yield _Known(member, anatomy, self.hardware.kept if kept is None else kept)
+                kept = remembered(member.run, self.hardware.device, heap)
+                yield _Known(member, anatomy, heap, self.hardware.kept if kept is None else kept)
 
 
 def _refusal(scale: _Scale, layout: Layout) -> str:

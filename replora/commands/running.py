@@ -131,7 +131,11 @@ def _metrics(metrics: Mapping[str, float]) -> str:
     return "\n".join(f"{name.ljust(width)}  {value:.6g}" for name, value in metrics.items())
 
 
-TRAIN = Verb("train", "train one run", _configure_train, _train, spends=True)
-EVAL = Verb("eval", "evaluate a finished run on a split", _configure_eval, _evaluate)
+TRAIN = Verb(
+    "train", "train one run", _configure_train, _train, spends=True, trains=lambda call: not call.dry_run
+)
+EVAL = Verb(
+    "eval", "evaluate a finished run on a split", _configure_eval, _evaluate, trains=lambda call: True
+)
 EXPORT = Verb("export", "write a finished run's adapter for other programs", _configure_export, _export)
 IMPORT = Verb("import", "make a run's folder of an adapter of PEFT", _configure_import, _import)

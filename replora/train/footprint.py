@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from replora.train.heap import heap_here
+
 __all__ = ["peak_memory", "reset_peak"]
 
 _PROCESS = Path("/proc/self")
@@ -21,11 +23,14 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> dict[str, Any] | None:
-    """`device` (`cpu` or `gpu`) and the bytes `held` at most since `reset_peak`; None where none can tell."""
+    """`device` (`cpu` or `gpu`), `heap` and the bytes `held` at most since `reset_peak`.
+
+    None where none can tell.
+    """
     if device.type == "cuda":
-        return {"device": "gpu", "held": torch.cuda.max_memory_reserved(device)}
+        return {"device": "gpu", "heap": heap_here(), "held": torch.cuda.max_memory_reserved(device)}
     if not (_PROCESS / "status").exists():
         return None
     lines = (_PROCESS / "status").read_text().splitlines()
     peak = next(line.split()[1] for line in lines if line.startswith("VmHWM"))
-    return {"device": "cpu", "held": 1024 * int(peak)}
+    return {"device": "cpu", "heap": heap_here(), "held": 1024 * int(peak)}

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import resource
 import sys
 
-__all__ = ["is_out_of_memory", "limit_memory", "prepare_process", "release_memory"]
+from replora.train import heap
 
-#: Of mallopt(3), with values: large blocks from the heap up to glibc's own limit, the heap never
-#: trimmed and grown in large steps, one heap for all threads (a thread's own is cut off at 64 MiB).
-_MALLOPT = {
-    "mmap_threshold": (-3, 32 << 20),
-    "trim_threshold": (-1, 1 << 30),
-    "top_pad": (-2, 64 << 20),
-    "arena_max": (-8, 1),
-}
+__all__ = ["is_out_of_memory", "limit_memory", "prepare_process", "release_memory"]
 
 #: Of torch's CPU allocator; of the kernel; of oneDNN, which does not say why it has no memory for a product
 #: (seen at the limit of a process: its other causes would show in the first step of any trial).
@@ -27,9 +19,8 @@ _OUT_OF_MEMORY = ("can't allocate memory", "Cannot allocate memory", "could not 
 def prepare_process(threads: int | None = None) -> None:
     """Fixes torch's threads and keeps freed memory in the process; call it before training.
 
-    A step allocates and frees the same activations again and again. By default glibc maps each large
-    one anew and the kernel clears its pages; kept, a packed step on a CPU takes about a sixth less
-    time (docs/log.md, 2026-11-24).
+    Kept (replora.train.heap), a packed step on a CPU takes about a sixth less time than with memory that
+    the kernel clears anew for each tensor (docs/log.md, 2026-11-24).
 
     Args:
         threads: CPU threads of this process; None leaves torch's default (every core).
@@ -40,10 +31,7 @@ def prepare_process(threads: int | None = None) -> None:
 
     if threads is not None:
         torch.set_num_threads(threads)
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):  # glibc only; elsewhere the allocator has no such knobs
-        for number, value in _MALLOPT.values():
-            libc.mallopt(number, value)
+    heap.keep_freed()
 
 
 def release_memory() -> None:
@@ -52,9 +40,7 @@ def release_memory() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)
+    heap.give_back()
 
 
 def limit_memory(limit_gib: float) -> None:

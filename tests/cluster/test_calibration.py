@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -14,6 +15,7 @@ from cluster.here import hardware_here
 from cluster.memory import Setting, memory_of
 from replora.config import BackboneConfig, LoraMethod, RunConfig, TrainConfig
 from replora.errors import MachineError
+from replora.train.heap import Heap
 
 
 @pytest.fixture
@@ -31,7 +33,7 @@ def peak_of(run: RunConfig, kept: float) -> Peak:
     memory = memory_of(run, anatomy_of(run), Setting(run.train.batch, 197), "cpu")
     trained = memory.activations + memory.temporaries
     held = memory.runtime + memory.model - memory.passing + (1 + kept) * trained
-    return Peak("cpu", int(held))
+    return Peak("cpu", int(held), "jemalloc")
 
 
 def test_the_share_is_what_was_held_over_the_tensors() -> None:
@@ -39,34 +41,42 @@ def test_the_share_is_what_was_held_over_the_tensors() -> None:
 
 
 def test_a_process_that_held_less_than_its_tensors_keeps_nothing() -> None:
-    assert kept_share(RUN, anatomy_of(RUN), Peak("cpu", 0)) == 0
+    assert kept_share(RUN, anatomy_of(RUN), Peak("cpu", 0, "jemalloc")) == 0
 
 
 def test_a_run_too_small_to_tell_is_not_remembered(own_cache: Path) -> None:
-    assert remember(RunConfig(), Peak("cpu", 2**30)) is None
-    assert remembered(RunConfig(), "cpu") is None
+    assert remember(RunConfig(), Peak("cpu", 2**30, "jemalloc")) is None
+    assert remembered(RunConfig(), "cpu", "jemalloc") is None
 
 
 def test_a_share_is_remembered_for_other_sizes_and_not_for_other_methods(own_cache: Path) -> None:
     remember(RUN, peak_of(RUN, 0.4))
     wider = RUN.model_copy(update={"train": TrainConfig(batch=16), "seed": 3})
-    assert remembered(wider, "cpu") == pytest.approx(0.4, abs=1e-6)
-    assert remembered(RUN.model_copy(update={"method": LoraMethod()}), "cpu") is None
-    assert remembered(RUN, "gpu") is None
+    assert remembered(wider, "cpu", "jemalloc") == pytest.approx(0.4, abs=1e-6)
+    assert remembered(RUN.model_copy(update={"method": LoraMethod()}), "cpu", "jemalloc") is None
+    assert remembered(RUN, "gpu", "jemalloc") is None
+    assert remembered(RUN, "cpu", "glibc") is None
 
 
 def test_a_damaged_note_counts_as_none(own_cache: Path) -> None:
     remember(RUN, peak_of(RUN, 0.4))
     for note in own_cache.glob("memory-*.json"):
-        note.write_text('{"kept": NaN, "device": "cpu"}')
-    assert remembered(RUN, "cpu") is None
+        note.write_text('{"kept": NaN, "device": "cpu", "heap": "jemalloc"}')
+    assert remembered(RUN, "cpu", "jemalloc") is None
 
 
-def test_a_calibrated_reserve_follows_the_share() -> None:
+def test_a_calibrated_share_is_part_of_what_is_needed() -> None:
     setting = Setting(8, 197)
-    usual, low, high = (memory_of(RUN, anatomy_of(RUN), setting, "cpu", kept) for kept in (None, 0.1, 0.9))
-    assert low.reserve < usual.reserve < high.reserve
+    usual, low, high = (memory_of(RUN, anatomy_of(RUN), setting, "cpu", kept) for kept in (None, 0.0, 0.9))
+    assert low.heap == 0 < usual.heap < high.heap == int(0.9 * high.passing)
     assert low.model == usual.model == high.model
+    assert low.reserve > 0
+
+
+def test_without_jemalloc_more_memory_is_planned() -> None:
+    setting = Setting(8, 197)
+    ours, glibc = (memory_of(RUN, anatomy_of(RUN), setting, "cpu", heap=heap) for heap in get_args(Heap))
+    assert ours.heap + ours.reserve < glibc.heap
 
 
 def test_a_run_that_cannot_be_trained_here_says_why(own_cache: Path) -> None:
@@ -84,7 +94,7 @@ def test_a_step_of_the_digits_is_measured_and_printed() -> None:
         text=True,
         check=True,
     )
-    assert '"peak": {"device": "cpu", "held": ' in done.stdout
+    assert '"peak": {"device": "cpu", "heap": ' in done.stdout
 
 
 def test_this_machine_is_its_cores_or_its_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from replora.config import RunConfig
 from replora.train.events import Checkpointed, Event, Failed, Finished, Reported
+from replora.train.heap import heap_here
 from sweeps.ray_backend.contract import Task
 from sweeps.retries import Limits
 
@@ -163,7 +164,8 @@ class ScriptedTrainer:
         if name.startswith("bare"):
             return {}
         value = float("nan") if name.startswith("nan") else 0.5
-        return {"accuracy": value, "pid": float(os.getpid()), "omp": float(os.environ["OMP_NUM_THREADS"])}
+        host = {"omp": float(os.environ["OMP_NUM_THREADS"]), "jemalloc": float(heap_here() == "jemalloc")}
+        return {"accuracy": value, "pid": float(os.getpid()), **host}
 
     def _save(self, trial: _Trial) -> Checkpointed:
         (trial.task.folder / "step").write_text(str(trial.step))

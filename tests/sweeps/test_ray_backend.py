@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -209,10 +210,11 @@ def test_a_diverged_trial_is_failed_and_its_neighbours_finish(sweep: Sweep) -> N
     assert director.ended(Finished) == {"t-0"}
 
 
-def test_a_host_has_the_threads_that_were_asked_for(sweep: Sweep) -> None:
+def test_a_host_has_the_threads_that_were_asked_for_and_jemalloc(sweep: Sweep) -> None:
     director = sweep("t-0", hosts=1, threads=2)
     reports = [event for event in director.events if isinstance(event, Reported)]
     assert {event.metrics["omp"] for event in reports} == {2.0}
+    assert {event.metrics["jemalloc"] for event in reports} == {float(sys.platform == "linux")}
 
 
 def test_no_host_outlives_its_sweep(sweep: Sweep) -> None:
