@@ -21,7 +21,7 @@ def machine(gib: float, gpus: int = 0) -> Hardware:
     figure = Figure(value=gib, mark="choice", source="made for this test")
     if gpus:
         return Hardware(name="made", summary="", gpus=gpus, memory_gib=figure, host_memory_gib=figure)
-    return Hardware(name="made", summary="", gpus=0, host_memory_gib=figure, cores=4)
+    return Hardware(name="made", summary="", gpus=0, host_memory_gib=figure, cores=4, heap="jemalloc")
 
 
 def sweep(backbone: str = "vit-s16", space: dict[str, Any] | None = None, **resources: Any) -> SweepConfig:
@@ -81,7 +81,7 @@ def test_a_member_that_does_not_fit_alone_is_named_with_what_would_do() -> None:
     with pytest.raises(PlanError) as caught:
         placed(sweep(space=space), Layout(1, 4, 1), machine(3))
     text = str(caught.value)
-    assert "1 trial of method.name=full, train.batch=64 needs 6." in text
+    assert "1 trial of method.name=full, train.batch=64 needs 5." in text
     assert text.endswith("Set run.train.micro_batch to 16, or leave 64 out of space.train.batch.")
     placed(sweep(space={**space, "train.batch": [8, 16]}), Layout(1, 4, 1), machine(3))
 
