@@ -51,8 +51,6 @@ LOCK_NAME = ".mlflow.lock"
 BATCH_POINTS, BATCH_PARAMS = 1000, 100
 PAGE_RUNS = 1000
 MLFLOW_PARENT = "mlflow.parentRunId"
-# Without it MLflow's page opens as one of language-model traces, where there are no runs (known: 3.17.2).
-PAGE = {"mlflow.experimentKind": "custom_model_development"}
 # A user's own settings win. Retries are left to us: MLflow's would block one call for minutes.
 SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -347,7 +345,7 @@ class _MlflowSession:
         if found is not None:
             return found
         try:
-            return self._client.create_experiment(name, artifact_root(self._folder, self._uri), PAGE)
+            return self._client.create_experiment(name, artifact_root(self._folder, self._uri))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise

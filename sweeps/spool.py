@@ -23,6 +23,10 @@ REASON_CHARACTERS = 1000
 FORBIDDEN = re.compile(r"[^/\w.\- :]")
 
 
+# What MLflow's page shows as the source of a run, with the commit beside it.
+SOURCE = {"mlflow.source.name": "replora", "mlflow.source.type": "LOCAL"}
+
+
 class Point(NamedTuple):
     """One value of a metric; `time_ms` is its ledger line's, so that to send it twice is to send it once."""
 
@@ -267,6 +271,7 @@ def _title(line: Line) -> str:
 
 def _provenance(line: Line) -> dict[str, str]:
     tags = {f"version.{name}": str(version) for name, version in line["versions"].items()}
+    tags |= SOURCE
     if line.get("git"):
         tags |= {"git": line["git"], "mlflow.source.git.commit": line["git"]}
     return tags
