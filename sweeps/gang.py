@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from replora.train import ranks
-from replora.train.events import Event
+from replora.train.events import Event, Failed
 
-__all__ = ["LeadingHost", "follow"]
+__all__ = ["GangError", "LeadingHost", "follow"]
+
+
+class GangError(Exception):
+    """What failed on one rank: the others wait in the middle of a step, so only a fresh gang can go on.
+
+    It comes home with the rank's own end, whichever rank it is, and keeps the failures for the ledger.
+
+    Attributes:
+        failures: Of the trials that failed by it; the others of the gang are lost with it.
+    """
+
+    def __init__(self, failures: Sequence[Failed]) -> None:
+        super().__init__(tuple(failures))
+        self.failures = tuple(failures)
+
+    def __str__(self) -> str:
+        return "; ".join(dict.fromkeys(each.reason for each in self.failures))
 
 
 class _Host(Protocol):
@@ -29,8 +47,8 @@ class LeadingHost:
     """Rank 0's host; each call is made on the followers' hosts too, in the same order.
 
     All ranks hold the same trials at the same steps, so only the calls travel, not their answers. What
-    goes wrong in a step on one rank leaves it out of step with the others: the host raises, and the gang
-    ends (`Host.step`).
+    goes wrong in a step on one rank leaves it out of step with the others: the host raises a `GangError`, and
+    the gang ends.
     """
 
     def __init__(self, host: _Host) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from replora.config import RunConfig
-from replora.errors import MachineError, PlanError
+from replora.errors import MachineError, PlanError, ReploraError
 from replora.train.events import Event, Failed, FailureKind
 from replora.train.key import pack_key
 from replora.train.process import is_out_of_memory, prepare_process, release_memory
@@ -125,7 +125,10 @@ class Host:
             _end_where_nothing_can_be_written(error, task.folder)
             failed = _failed(task.fingerprint, 0, error)
             beside = len(self.trials) if failed.kind == "out-of-memory" else 0
-            self._untold.append(replace(failed, beside=beside))
+            failed = replace(failed, beside=beside)
+            if not isinstance(error, ReploraError):
+                _end_gang([failed], error)  # it may have met this rank alone
+            self._untold.append(failed)
             refused = True
         if refused:  # only now does the error no longer hold on to what it was about to load
             self._drop_idle_groups(keep=None)
@@ -156,20 +159,18 @@ class Host:
     def _step_group(self, key: Hashable, group: _Group) -> list[Event]:
         try:
             events = group.pack.step()
-        except Exception as error:
-            from replora.train import ranks
-
+        except Exception as error:  # noqa: BLE001 - becomes Failed events, or ends the gang or the sweep
             _end_where_nothing_can_be_written(error, group.folder)
-            if ranks.count() > 1:
-                raise  # the other ranks wait in the middle of a step: only a fresh gang can go on
-            events = self._broken(group, error)
+            failures = self._broken(group, error)
+            _end_gang(failures, error)
+            events = list(failures)
             del self._groups[key]
         if key not in self._groups:
             release_memory()
         group.steps.update({event.trial: event.step for event in events})
         return events
 
-    def _broken(self, group: _Group, error: Exception) -> list[Event]:
+    def _broken(self, group: _Group, error: Exception) -> list[Failed]:
         """All trials of a pack fail with it; memory is shared by every pack, other faults by this one."""
         failed = [_failed(trial, group.steps.get(trial, 0), error) for trial in group.pack.trials]
         shared = self.trials if failed[0].kind == "out-of-memory" else group.pack.trials
@@ -232,6 +233,23 @@ def _end_where_nothing_can_be_written(error: Exception, folder: Path) -> None:
             f"{where} cannot be written ({error.strerror}). What was recorded before is safe.\n"
             f"  Make room for it, then: replora resume {folder.parent.parent}"
         ) from error
+
+
+def _end_gang(failures: Sequence[Failed], error: Exception) -> None:
+    """Lets what failed on this rank end its gang, if it is in one.
+
+    Raises:
+        GangError: With the failures.
+        Exception: The error itself where it only says that another rank is gone.
+    """
+    from replora.train import ranks
+    from sweeps.gang import GangError
+
+    if ranks.count() > 1:
+        if ranks.is_lost_peer(error):
+            raise error
+        place = f"rank {ranks.index()} of {ranks.count()}: "
+        raise GangError([replace(each, reason=place + each.reason) for each in failures]) from error
 
 
 def _failed(trial: str, step: int, error: Exception) -> Failed:

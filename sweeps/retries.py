@@ -124,9 +124,10 @@ class Retries:
         return half if self._width is None else min(self._width, half)
 
     def _batches(self, trial: str) -> tuple[int, int]:
-        """Batch and micro-batch of a trial's attempt that has failed."""
+        """A rank's share of a batch, and the micro-batch, of a trial's attempt that has failed."""
         config = self._config(trial)
-        return config.train.batch, self.micro_batch(config) or config.train.micro_batch or config.train.batch
+        share = config.train.batch // config.engine.ranks
+        return share, self.micro_batch(config) or config.train.micro_batch or share
 
     def _config(self, trial: str) -> RunConfig:
         return RunConfig.model_validate(self._views[trial].config)

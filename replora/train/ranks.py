@@ -20,6 +20,7 @@ from torch import distributed as dist
 from torch._C._distributed_c10d import HashStore
 
 from replora.errors import ConfigError, ReploraError, RunFailedError
+from replora.train.process import is_out_of_memory
 
 __all__ = [
     "agree",
@@ -29,6 +30,7 @@ __all__ = [
     "gathered",
     "index",
     "is_leader",
+    "is_lost_peer",
     "join",
     "join_alone",
     "join_launched",
@@ -104,6 +106,11 @@ def is_leader() -> bool:
     return index() == 0
 
 
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether an error only says that another rank is gone, so that the reason is to be found there."""
+    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
+
+
 def check_count(wanted: int) -> None:
     """Refuses a run for another number of ranks than there are.
 
@@ -169,4 +176,6 @@ def _tried(make: Callable[[], T]) -> tuple[T | None, Exception | None]:
     except (ReploraError, OSError, MemoryError) as error:
         return None, error
     except Exception as error:  # noqa: BLE001 - raised on every rank; others may not survive pickling
+        if is_out_of_memory(error):
+            return None, MemoryError(str(error))
         return None, RunFailedError(f"{type(error).__name__}: {error}")

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import ray
+from ray.exceptions import RayError, RayTaskError
 
+from replora.errors import MachineError
 from replora.train.gang import free_address
+from sweeps.gang import GangError
 from sweeps.ray_backend.contract import HostFactory, HostPlan, Trainer
 from sweeps.ray_backend.gangs import Bundles, FollowerActor, make_trainer
 from sweeps.ray_backend.loop import Command, HostLoop, News
 from sweeps.ray_backend.session import Share
 
 __all__ = ["HostActor", "RemoteHost"]
+
+#: Longest wait for the rank whose end made another one fail, in seconds (choice: Ray tells of a dead
+#: process within one).
+_EXPLAIN_S = 5.0
 
 
 class HostActor:
@@ -128,12 +135,27 @@ class RemoteHost:
             RayError: If a process of the host died or its loop ended.
         """
         assert self.poll is not None
-        ended, _ = ray.wait(list(self._followers), timeout=0) if self._followers else ([], [])
-        if ended:
-            ray.get(ended)  # raises, because following ends by errors only
-        news: News = ray.get(self.poll)
+        awaited = self.awaited
+        ready, _ = ray.wait(awaited, num_returns=len(awaited), timeout=0)
+        try:
+            if self.poll not in ready:  # what the leader has to tell comes first
+                ray.get(ready)  # raises, because following ends by errors only
+            news: News = ray.get(self.poll)
+        except RayError as error:
+            raise self._reason(error) from None
         self._open_poll()
         return news
+
+    def _reason(self, error: RayError) -> RayError:
+        """Why a gang ended, where a rank's first word may only be that another one is gone."""
+        heard = [error]
+        waiting = self.awaited if self._followers else []
+        while waiting and not any(_explains(each) for each in heard):
+            ready, waiting = ray.wait(waiting, timeout=_EXPLAIN_S)
+            if not ready:
+                break
+            heard += _errors(ready)
+        return next((each for each in heard if _explains(each)), error)
 
     def kill(self) -> None:
         """Ends the processes at once."""
@@ -150,6 +172,24 @@ class RemoteHost:
 
     def _open_poll(self) -> None:
         self.poll = self._actor.poll.options(concurrency_group="poll").remote()
+
+
+def _explains(error: RayError) -> bool:
+    """Whether an error is a reason by itself: a process that died, or what a rank says of its own failure."""
+    if not isinstance(error, RayTaskError):
+        return True
+    return isinstance(error.cause, GangError | MachineError)
+
+
+def _errors(answers: Iterable[Any]) -> list[RayError]:
+    """What answers that are ready raise."""
+    found: list[RayError] = []
+    for answer in answers:
+        try:
+            ray.get(answer)
+        except RayError as error:
+            found.append(error)
+    return found
 
 
 def _make_leader(factory: HostFactory, plan: HostPlan, device: str, address: str) -> Trainer:

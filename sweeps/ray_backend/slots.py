@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import ray
@@ -17,6 +18,7 @@ from ray.exceptions import RayError
 
 from replora.errors import MachineError
 from replora.train.events import Checkpointed, Event, Failed, Finished, Reported
+from sweeps.gang import GangError
 from sweeps.ray_backend.contract import Director, Task
 from sweeps.ray_backend.hosts import RemoteHost
 from sweeps.ray_backend.loop import Admit, News, Started, Withdraw
@@ -254,7 +256,8 @@ class SlotActorManager:
         except MachineError as error:  # the machine is not fit for the sweep: no trial could do better
             raise MachineError(str(getattr(error, "cause", error))) from None
         except RayError as error:
-            news = self._lose(host, _cause(error))
+            failures = {each.trial: each for each in _failures(error)}
+            news = self._lose(host, _cause(error), failures=failures)
         if any(isinstance(event, Failed) and event.kind == "out-of-memory" for _, event in news):
             ended = {event.trial for _, event in news if isinstance(event, Finished | Failed)}
             news += self._lose(host, "its memory was used up, and only a fresh process has all of it", ended)
@@ -262,16 +265,24 @@ class SlotActorManager:
         for slot, event in events:
             self._todo.append(partial(self._tell, slot, event, event.trial in stops))
 
-    def _lose(self, host: RemoteHost, cause: str, ended: Collection[str] = ()) -> News:
-        """A host ends: each of its trials is lost but those that have ended, and nothing else."""
+    def _lose(
+        self,
+        host: RemoteHost,
+        cause: str,
+        ended: Collection[str] = (),
+        failures: Mapping[str, Failed] = MappingProxyType({}),
+    ) -> News:
+        """A host ends: each of its trials is lost but those that have ended or failed, and nothing else."""
         host.kill()
         running = [slot for slot in self._running.values() if slot.host is host]
         lost = [slot for slot in running if slot.task.fingerprint not in ended]
         reason = f"{host.name} ended with {len(lost)} trials: {cause}"
-        return [
-            (slot.task.attempt, Failed(slot.task.fingerprint, slot.step, "lost", reason, len(lost) - 1))
-            for slot in lost
-        ]
+        news: News = []
+        for slot in lost:
+            trial = slot.task.fingerprint
+            failed = failures.get(trial) or Failed(trial, slot.step, "lost", reason, len(lost) - 1)
+            news.append((slot.task.attempt, failed))
+        return news
 
     def _record(self, host: RemoteHost, news: News) -> tuple[list[tuple[_Slot, Event]], set[str]]:
         """One batch to the director, with one write to disk; its events by slot, and who must stop."""
@@ -327,6 +338,12 @@ class _NoActors(Mapping[TrackedActor, tuple[None, None]]):
 
     def __len__(self) -> int:
         return 0
+
+
+def _failures(error: RayError) -> tuple[Failed, ...]:
+    """What the rank of a gang that failed says of its trials."""
+    cause = getattr(error, "cause", None)
+    return cause.failures if isinstance(cause, GangError) else ()
 
 
 def _cause(error: RayError) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from replora.config import RunConfig
 from replora.train.events import Checkpointed, Event, Failed, Finished, Reported
 from replora.train.heap import heap_here
+from sweeps.gang import GangError
 from sweeps.ray_backend.contract import Task
 from sweeps.retries import Limits
 
@@ -109,7 +110,8 @@ class ScriptedTrainer:
     """Trials end after 20 steps, unless their names begin with what else they do.
 
     `slow` takes 400 steps; `kill` ends the process at step 12 of its first attempt; `kill-always` of
-    every attempt; `lame` ends rank 1 of a gang likewise; `diverge` fails at step 8;
+    every attempt; `lame` ends rank 1 of a gang likewise, `hungry` makes it run out of memory; `diverge`
+    fails at step 8;
     `nan` reports NaN; `bare` reports no metric at all; `break`
     ends the host's loop with an exception at step 12 of its first attempt.
     """
@@ -147,6 +149,10 @@ class ScriptedTrainer:
             os.kill(os.getpid(), signal.SIGKILL)
         if trial.step == 12 and name.startswith("lame") and first and os.environ.get("RANK") == "1":
             os.kill(os.getpid(), signal.SIGKILL)
+        if trial.step == 12 and name.startswith("hungry") and first:
+            if os.environ.get("RANK") == "1":
+                raise GangError([Failed(name, trial.step, "out-of-memory", "rank 1 of 2: no memory")])
+            time.sleep(60)  # in a collective
         if trial.step == 12 and name.startswith("break") and first:
             raise RuntimeError("scripted to break the loop")
         if trial.step == 8 and name.startswith("diverge"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ import torch
 from replora.config import BackboneConfig, LoraMethod, OptimConfig, RunConfig, TrainConfig
 from replora.errors import PlanError
 from replora.methods.folder import load_adapter
+from replora.train import ranks
 from replora.train.events import Checkpointed, Event, Failed, Finished, Reported
 from replora.train.pack import Pack
+from sweeps.gang import GangError
 from sweeps.host import Host
 from tests.sweeps.scripted import ScriptedTask
 
@@ -176,6 +179,36 @@ def test_running_out_of_memory_is_told_as_such(
     [failure] = run_out(host)
     assert isinstance(failure, Failed)
     assert failure.kind == "out-of-memory"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"), [(MemoryError("scripted"), "out-of-memory"), (ValueError("scripted"), "error")]
+)
+def test_what_a_rank_fails_by_ends_its_gang_and_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, kind: str
+) -> None:
+    host = Host(1, 1)
+    host.admit(task(tmp_path, "a", OTHER_BATCH))
+    Breaks(monkeypatch, "step", error, batch=2)
+    monkeypatch.setattr(ranks, "count", lambda: 2)
+    monkeypatch.setattr(ranks, "index", lambda: 1)
+    with pytest.raises(GangError) as raised:
+        host.step()
+    [failure] = pickle.loads(pickle.dumps(raised.value)).failures
+    assert (failure.trial, failure.kind) == ("a", kind)
+    assert failure.reason == f"rank 1 of 2: {type(error).__name__}: scripted"
+
+
+def test_a_rank_does_not_blame_its_trials_for_one_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = Host(1, 1)
+    host.admit(task(tmp_path, "a", OTHER_BATCH))
+    gone = RuntimeError("[/gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:19872")
+    Breaks(monkeypatch, "step", gone, batch=2)
+    monkeypatch.setattr(ranks, "count", lambda: 2)
+    with pytest.raises(RuntimeError, match="closed by peer"):
+        host.step()
 
 
 def test_a_fault_of_a_pack_may_be_any_of_its_trials_and_memory_is_shared_by_all(

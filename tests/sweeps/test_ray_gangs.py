@@ -51,6 +51,14 @@ def test_a_gang_that_loses_a_rank_goes_on_as_a_fresh_one(session: Any, tmp_path:
     assert after == [5, 10, 15, 20], "it was killed at step 12, and step 10 was on disk"
 
 
+def test_what_one_rank_fails_by_reaches_the_ledger(session: Any, tmp_path: Path) -> None:
+    director = sweep(session, tmp_path, "hungry", "t-0")
+    assert director.ended(Finished) == {"hungry", "t-0"}
+    failures = {event.trial: event for event in director.events if isinstance(event, Failed)}
+    assert failures["hungry"] == Failed("hungry", 12, "out-of-memory", "rank 1 of 2: no memory")
+    assert failures["t-0"].kind == "lost"
+
+
 def test_ranks_that_find_no_place_are_an_error_that_says_what_is_free(
     session: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ from replora.train.events import Event, Failed, FailureKind
 from sweeps.director import Director, TrialTask
 from sweeps.ledger import read_lines
 from sweeps.retries import smaller_micro_batch
-from tests.sweeps.simulated import EVERY, SimulatedHost, begin, grid, run
+from tests.sweeps.simulated import EVERY, SimulatedHost, begin, grid, run, sweep
 
 CULPRIT = 1e-1  # learning rate of the trial that spoils its host
 ONE_CULPRIT = {"optim.lr": {"values": (1e-3, 1e-2, CULPRIT, 2e-3, 3e-3, 4e-3)}}
@@ -168,6 +168,14 @@ def test_a_trial_that_is_too_large_alone_goes_on_with_smaller_micro_batches(tmp_
     assert [micro for micro in host.micro_batches if micro][:2] == [8, 4]
     assert set(director.limits.micro_batches.values()) == {4}
     assert {trial.config["train"]["micro_batch"] for trial in director.view.trials.values()} == {None}
+
+
+def test_ranks_still_share_smaller_micro_batches_evenly(tmp_path: Path) -> None:
+    base = sweep().run.model_dump(mode="json")
+    shared = {**base, "engine": {"ranks": 2}, "train": {**base["train"], "batch": 30, "micro_batch": 15}}
+    host = memory_host(1, 1, 5)
+    run(tmp_path, grid(space={"optim.lr": {"values": (1e-3,)}}, run=shared, max_failures=0), host)
+    assert host.micro_batches == [None, 5], "6 divides the batch, but not a rank's half of it"
 
 
 def test_only_what_does_not_fit_with_single_examples_fails(tmp_path: Path) -> None:
