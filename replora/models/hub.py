@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import urllib.error
+import urllib.request
+import warnings
 from collections.abc import Sequence
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +21,8 @@ __all__ = ["PREFIX", "HubTokenizer", "checkpoint_files", "checkpoint_folder", "k
 
 PREFIX = "hf/"
 _BART = "facebook/bart-base"
+#: Longest wait for the hub to say anything, in seconds (choice).
+_WAIT_S = 5.0
 
 
 def checkpoint_folder(config: BackboneConfig) -> Path | None:
@@ -57,21 +63,36 @@ def kind_of(folder: Path | None) -> str:
 
 
 def _fetched(name: str) -> Path:
-    """The folder of a checkpoint by its hub name: what this machine has, else from the hub."""
-    from huggingface_hub import snapshot_download
+    """The folder of a checkpoint by its hub name: from the hub, or what this machine has where it is away."""
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     patterns = ["*.json", "*.safetensors", "tokenizer*", "merges.txt"]
+    away = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else _no_answer(constants.ENDPOINT)
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        folder = Path(snapshot_download(name, allow_patterns=patterns, local_files_only=bool(away)))
     except (OSError, HFValidationError, HfHubHTTPError) as error:
-        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        reason = [away] if away else str(error).strip().splitlines()[:1] or [type(error).__name__]
         raise MachineError(
             f"backbone.name: {name} is neither a folder nor on this machine by its hub name, and it cannot "
             f"be fetched from the hub ({reason[0]}).\n"
             f"  Offline, set backbone.name to {PREFIX}<folder>, or backbone.weights of a named model to the "
             "folder: config.json, safetensors and the tokenizer."
         ) from error
+    if away:
+        warnings.warn(f"{away}, so {name} is the copy on this machine, {folder}", UserWarning, stacklevel=2)
+    return folder
+
+
+def _no_answer(endpoint: str) -> str:
+    """Why the hub cannot be used; empty where it answers. Its library would wait for minutes."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=_WAIT_S):
+            return ""
+    except urllib.error.HTTPError:
+        return ""  # it is there, and refuses this page
+    except (OSError, HTTPException) as error:
+        return f"{endpoint} does not answer: {getattr(error, 'reason', error)}"
 
 
 def checkpoint_files(model: nn.Module, tokenizer: object) -> dict[str, str | bytes | dict[str, Tensor]]:

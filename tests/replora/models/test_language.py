@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from replora.config import BackboneConfig
 from replora.errors import CheckpointError, ConfigError, MachineError
+from replora.models import hub
 from replora.models.base import Backbone
 from replora.models.language import language_features
 from replora.models.load import load_backbone
@@ -172,6 +175,31 @@ def test_hub_name_offline_asks_for_a_local_folder() -> None:
         MachineError, match=r"(?s)some/model is neither a folder .* set backbone.name to hf/<folder>"
     ):
         loaded("some/model")
+
+
+@pytest.fixture
+def silent_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A hub that takes connections and says nothing; gives the folder of what was fetched earlier."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr(hub, "_WAIT_S", 0.2)
+        yield tmp_path
+
+
+def test_a_hub_that_says_nothing_is_not_waited_for(silent_hub: Path) -> None:
+    with pytest.raises(MachineError, match=r"does not answer: timed out.*\n  Offline, set backbone.name"):
+        loaded("nobody/model")
+
+
+def test_a_copy_on_this_machine_serves_where_the_hub_is_away(llama: Path, silent_hub: Path) -> None:
+    kept = silent_hub / "models--nobody--model"
+    shutil.copytree(llama, kept / "snapshots" / "0" / "")
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text("0")
+    with pytest.warns(UserWarning, match="does not answer: timed out, so nobody/model is the copy"):
+        assert loaded("nobody/model").fingerprint == loaded(llama).fingerprint
 
 
 def test_llama_without_a_folder_asks_for_one() -> None:
