@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import shutil
 import socket
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,8 +27,10 @@ if heap.environment():  # Ray preloads its own jemalloc, and takes it away from 
     os.environ.setdefault("MALLOC_CONF", heap.CONF)
 
 import ray
-from ray._private import node, services, state, worker
+from ray._private import worker
 from ray.exceptions import RayError
+
+from sweeps.ray_backend.local import start_local
 
 __all__ = ["Session", "Share", "check_version"]
 
@@ -146,58 +145,7 @@ class Session:
             _check_reachable(self._address)
             ray.init(self._address, log_to_driver=False, logging_level=logging.ERROR)
             return
-        # Ray guards its ports with a token, and would write one into the home folder unless it is given one.
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        with _only_what_runs_trials():
-            ray.init(
-                "local",  # never a cluster that RAY_ADDRESS happens to name
-                num_cpus=self._hosts,  # one Ray CPU for each host: exactly as many workers start ahead
-                include_dashboard=False,
-                object_store_memory=80 * 2**20,  # nothing large travels through Ray (78 MiB is its minimum)
-                # Loopback: a network that comes or goes cuts nothing, and nobody else reaches the ports. Only
-                # with this very address do Ray's servers listen there alone (known: 2.60).
-                _node_ip_address="127.0.0.1",
-                _temp_dir=str(self.scratch / "ray"),
-                log_to_driver=False,  # progress belongs to the sweep's own table
-                logging_level=logging.ERROR,
-            )
-
-
-@contextmanager
-def _only_what_runs_trials() -> Iterator[None]:
-    """Starts a local Ray without autoscaler, log forwarder and dashboard server, which a sweep never uses.
-
-    And on loopback: Ray itself replaces 127.0.0.1 by the machine's outer address.
-
-    Measured: docs/decisions/0002-tune-trials-are-slots.md.
-    """
-    unused = ("start_monitor", "start_log_monitor", "start_api_server")
-    before = {name: getattr(node.Node, name) for name in unused}
-    get_node, resolve = services.get_node, services.resolve_ip_for_localhost
-    for name in unused:
-        setattr(node.Node, name, lambda self, **options: None)
-    services.get_node = _get_node_promptly(get_node)
-    services.resolve_ip_for_localhost = lambda host: host
-    try:
-        yield
-    finally:
-        services.get_node, services.resolve_ip_for_localhost = get_node, resolve
-        for name, method in before.items():
-            setattr(node.Node, name, method)
-
-
-def _get_node_promptly(get_node: Callable[..., Any]) -> Callable[..., Any]:
-    """Looks for the new node every 20 ms before Ray does, because Ray looks once a second."""
-
-    def prompt(gcs_address: str, node_id: str) -> Any:
-        nodes = state.GlobalState()
-        nodes._initialize_global_state(services._get_gcs_client_options(gcs_address))
-        deadline = time.monotonic() + 30.0  # then Ray's own wait says what is wrong
-        while time.monotonic() < deadline and all(known["NodeID"] != node_id for known in nodes.node_table()):
-            time.sleep(0.02)
-        return get_node(gcs_address, node_id)
-
-    return prompt
+        start_local(self._hosts, self.scratch / "ray")
 
 
 def _check_reachable(address: str) -> None:
