@@ -17,6 +17,8 @@ it kept: theirs has been freed.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from cluster.anatomy import BYTES, Anatomy
 from cluster.blocks import layer_bytes, reads_encoded, unreached_bytes
 from cluster.stages import Pass, Stage
@@ -48,7 +50,7 @@ def activation_bytes(config: RunConfig, anatomy: Anatomy, rows: int, *, recomput
     if not recompute:
         return whole
     b = BYTES[config.train.precision]
-    passes = [(stage, stage.passing(rows, anatomy.tokens)) for stage in anatomy.parts]
+    passes = _passes(anatomy, rows)
     inputs = sum(
         b * stage.width * (n.keys if stage.kind == "last" else n.tokens) * stage.depth
         for stage, n in passes
@@ -62,14 +64,13 @@ def activation_bytes(config: RunConfig, anatomy: Anatomy, rows: int, *, recomput
 
 def temporary_bytes(config: RunConfig, anatomy: Anatomy, rows: int) -> int:
     """The most that a training pass of `rows` tokens holds beside what it saves."""
-    b, parts = BYTES[config.train.precision], anatomy.parts
-    passes = [stage.passing(rows, anatomy.tokens) for stage in parts]
+    b, passes = BYTES[config.train.precision], _passes(anatomy, rows)
     if isinstance(config.method, LinearProbeMethod):
-        return max(_forward_bytes(stage, anatomy, b, n) for stage, n in zip(parts, passes, strict=True))
+        return max(_forward_bytes(stage, anatomy, b, n) for stage, n in passes)
     kept, later = _kept_by_stages(config, anatomy, rows), 0
-    read = passes[-1].tokens
+    read = passes[-1][1].tokens
     most = _head_bytes(anatomy, b, read, numbers=3) + (b * anatomy.width * read if anatomy.vocabulary else 0)
-    for stage, n, saved in reversed(list(zip(parts, passes, kept, strict=True))):
+    for (stage, n), saved in reversed(list(zip(passes, kept, strict=True))):
         most = max(most, _backward_bytes(stage, anatomy, b, n) - later)
         later += saved
     return most
@@ -78,45 +79,54 @@ def temporary_bytes(config: RunConfig, anatomy: Anatomy, rows: int) -> int:
 def evaluation_bytes(config: RunConfig, anatomy: Anatomy, slots: int) -> int:
     """What the largest pass of an evaluation of K slots takes: temporaries, and the cache of generation.
 
-    By arithmetic; the cache of keys and values is `2 b d L` a token (d of the keys' heads), for every
-    beam of every prompt up to the cutoff and the longest answer, and one block's copy of it as it grows.
-    A BART's has the encoder's tokens in it once and the decoder's as they grow.
+    By arithmetic. All slots answer at once only where validation asks for answers; the test comes when a
+    run is alone again.
     """
     b, task = BYTES[config.train.precision], config.task
-    if anatomy.family in ("vit", "swin"):
-        rows = slots * EVALUATION_BATCH.get(task.name, 0) * (anatomy.tokens or 1)
-        return max(
-            _forward_bytes(stage, anatomy, b, stage.passing(rows, anatomy.tokens)) for stage in anatomy.parts
-        )
-    if not isinstance(task, CommonsenseTask | TextToTextTask):
-        return 0
-    texts = slots * task.eval_batch
-    last = anatomy.parts[-1]
+    if isinstance(task, CommonsenseTask | TextToTextTask):
+        answering = slots if task.val_answers else 1
+        generating = _generation_bytes(anatomy, b, task, answering * task.eval_batch)
+        return max(generating, _losses_bytes(anatomy, b, task, slots * task.eval_batch))
+    rows = slots * EVALUATION_BATCH.get(task.name, 0) * (anatomy.tokens or 1)
+    return max(_forward_bytes(stage, anatomy, b, n) for stage, n in _passes(anatomy, rows))
+
+
+def _generation_bytes(anatomy: Anatomy, b: int, task: CommonsenseTask | TextToTextTask, texts: int) -> int:
+    """The cache of keys and values: `2 b d L` a token (d of the keys' heads) of every beam of every text.
+
+    And one block's copy of it as it grows. A text has the longest prompt and answer; of a BART's, the
+    encoder's tokens, which are there once, and the decoder's.
+    """
+    first, last, beams = anatomy.parts[0], anatomy.parts[-1], texts * task.beams
     if isinstance(task, CommonsenseTask):
-        read, written, length = task.cutoff, task.new_tokens, task.cutoff
+        read, written, rows = task.cutoff, task.new_tokens, beams * task.cutoff
     else:
-        read, written, length = last.keys or 0, task.target_tokens, task.target_tokens
-    beams = texts * task.beams
-    cache = 2 * b * anatomy.keys * beams * (read + written)
-    first = anatomy.parts[0]
-    prompts = (beams if last is first else texts) * read  # an encoder runs before texts become beams
-    generating = cache * (last.depth + 1) + max(
-        _forward_bytes(first, anatomy, b, Pass(prompts, prompts, prompts, 1)),
-        _head_bytes(anatomy, b, beams, numbers=3),
-    )
-    rows = texts * (anatomy.tokens if anatomy.family == "bart" and anatomy.tokens else length)
-    judging = max(
-        *(_forward_bytes(stage, anatomy, b, stage.passing(rows, anatomy.tokens)) for stage in anatomy.parts),
-        _head_bytes(anatomy, b, texts * length, numbers=2),
-    )
-    return max(generating, judging)
+        read, written = last.keys or 0, task.target_tokens
+        rows = texts * read  # the encoder runs before texts become beams
+    cache = 2 * b * anatomy.keys * beams * (read + written) * (last.depth + 1)
+    prompts = _forward_bytes(first, anatomy, b, Pass(rows, rows, rows, 1))
+    return cache + max(prompts, _head_bytes(anatomy, b, beams, numbers=3))
+
+
+def _losses_bytes(anatomy: Anatomy, b: int, task: CommonsenseTask | TextToTextTask, texts: int) -> int:
+    """Losses of whole texts without a graph: the widest layer, or the head on a chunk."""
+    scored = task.cutoff if isinstance(task, CommonsenseTask) else task.target_tokens
+    if isinstance(task, CommonsenseTask):
+        anatomy = replace(anatomy, tokens=task.cutoff)
+    passes = _passes(anatomy, texts * (anatomy.tokens or 1))
+    widest = max(_forward_bytes(stage, anatomy, b, n) for stage, n in passes)
+    return max(widest, _head_bytes(anatomy, b, texts * scored, numbers=2))
+
+
+def _passes(anatomy: Anatomy, rows: int) -> list[tuple[Stage, Pass]]:
+    """Each stage with what a pass of `rows` tokens runs through it."""
+    return [(stage, stage.passing(rows, anatomy.tokens)) for stage in anatomy.parts]
 
 
 def _kept_by_stages(config: RunConfig, anatomy: Anatomy, rows: int) -> list[int]:
     """What the layers of each stage keep, and the norms between and behind them."""
     b, method, kept = BYTES[config.train.precision], config.method, []
-    for index, stage in enumerate(anatomy.parts):
-        n = stage.passing(rows, anatomy.tokens)
+    for index, (stage, n) in enumerate(_passes(anatomy, rows)):
         kept.append(stage.depth * layer_bytes(method, stage, b, n))
         if (index == 0 or stage.kind == "own") and not anatomy.beside_parameters:
             kept[index] -= unreached_bytes(method, stage, b, n)
