@@ -76,18 +76,20 @@ def temporary_bytes(config: RunConfig, anatomy: Anatomy, rows: int) -> int:
     return most
 
 
-def evaluation_bytes(config: RunConfig, anatomy: Anatomy, slots: int) -> int:
+def evaluation_bytes(config: RunConfig, anatomy: Anatomy, slots: int, ranks: int = 1) -> int:
     """What the largest pass of an evaluation of K slots takes: temporaries, and the cache of generation.
 
-    By arithmetic. All slots answer at once only where validation asks for answers; the test comes when a
-    run is alone again.
+    By arithmetic. Ranks share the examples of a pass. All slots answer at once only where validation asks
+    for answers; the test comes when a run is alone again.
     """
     b, task = BYTES[config.train.precision], config.task
     if isinstance(task, CommonsenseTask | TextToTextTask):
         answering = slots if task.val_answers else 1
-        generating = _generation_bytes(anatomy, b, task, answering * task.eval_batch)
-        return max(generating, _losses_bytes(anatomy, b, task, slots * task.eval_batch))
-    rows = slots * EVALUATION_BATCH.get(task.name, 0) * (anatomy.tokens or 1)
+        texts = -(-task.eval_batch // ranks)
+        generating = _generation_bytes(anatomy, b, task, answering * texts)
+        return max(generating, _losses_bytes(anatomy, b, task, slots * texts))
+    examples = 0 if anatomy.vocabulary else EVALUATION_BATCH.get(task.name, 0)
+    rows = slots * -(-examples // ranks) * (anatomy.tokens or 1)
     return max(_forward_bytes(stage, anatomy, b, n) for stage, n in _passes(anatomy, rows))
 
 

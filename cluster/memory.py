@@ -1,10 +1,11 @@
 """Bytes that one trial, or a pack of K, takes on each GPU; every coefficient with its origin.
 
-    plain engine: bP + 16T      ZeRO-1: bP + 2bT + 12T/N      ZeRO-2: bP + bT + (b + 12)T/N
-    ZeRO-3: (bP + (2b + 12)T)/N
+    plain engine: bP + 16T      ZeRO-1, ZeRO-2: bP + 16T + 12T/N      ZeRO-3: bP/N + 16T + 12T/N
 
-P base, T trainable (times K slots), N ranks, b bytes of a number of the base's precision. In bf16
-these are the formulas that were measured against small models to 1 to 4 percent.
+P base, T trainable (times K slots), N ranks, b bytes of a number of the base's precision; what trains is
+in fp32. Beside DeepSpeed's share each rank keeps a slot's row of values and of gradients, and DeepSpeed's
+own flat copy of both, so ZeRO-1 and 2 never hold less than the plain engine (measured on CPU ranks: 28 T on
+one, 22 T on two).
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ GIB, MIB = 2**30, 2**20
 Stage = Literal[0, 1, 2, 3]
 Offload = Literal["none", "optimizer", "base"]
 
-#: DeepSpeed's defaults, in numbers: reduce_bucket_size and stage3_prefetch_bucket_size (known).
-REDUCE_BUCKET, PREFETCH_BUCKET = 500_000_000, 50_000_000
+#: DeepSpeed's default of stage3_prefetch_bucket_size, in numbers (known). A base that does not train has no
+#: buckets to reduce gradients in.
+PREFETCH_BUCKET = 50_000_000
 #: Share of all tensors kept free on a GPU for fragmentation (choice: nothing was measured on one).
 GPU_RESERVE = 0.05
 #: What a heap holds on top of a pass's tensors on a CPU, as a share of them, by family: the usual, and by
@@ -158,15 +160,17 @@ def memory_of(
     base += anatomy.tables_bytes
     activations = activation_bytes(config, anatomy, setting.rows, recompute=setting.recompute)
     temporaries = temporary_bytes(config, anatomy, setting.rows)
-    evaluating = evaluation_bytes(config, anatomy, setting.slots)
+    evaluating = evaluation_bytes(config, anatomy, setting.slots, setting.ranks)
+    passing = max(evaluating, activations + temporaries)
     parts = {
         "base": base,
         **state,
         "factors": _factors(config, anatomy, setting.slots),
         "activations": activations,
         "temporaries": temporaries,
-        "evaluation": max(0, evaluating - activations - temporaries),
-        "buffers": _buffers(setting, trained, anatomy.layer_parameters, b),
+        "evaluation": passing - activations - temporaries,
+        "buffers": _gathered(setting, anatomy.layer_parameters, b)
+        + max(0, _updating(setting, trained, b) - passing),
     }
     bare = Memory(**parts, runtime=_runtime(device, anatomy.family), heap=0, reserve=0, host=host)
     if device == "gpu" and kept is None:
@@ -181,21 +185,17 @@ def _runtime(device: str, family: str) -> int:
 
 
 def _state(setting: Setting, trained: int, b: int) -> dict[str, int]:
-    """Trained values, their gradients, AdamW's moments and ZeRO's fp32 masters."""
+    """Trained values, their gradients, AdamW's moments and ZeRO's own copy of the values it updates."""
+    number = max(b, 4)  # fp64 in fp64
     if setting.stage == 0:
-        number = max(b, 4)  # the plain engine trains in fp32 (fp64 in fp64), which needs no masters
-        return {
-            "adapters": number * trained,
-            "gradients": number * trained,
-            "optimizer": 2 * number * trained,
-            "masters": 0,
-        }
-    number, shared = max(b, 4), setting.ranks
+        copies, shared, masters = 1, 1, 0
+    else:
+        copies, shared, masters = 2, setting.ranks, number
     return {
-        "adapters": _share(b * trained, shared if setting.stage == 3 else 1),
-        "gradients": _share(b * trained, shared if setting.stage >= 2 else 1),
+        "adapters": copies * number * trained,
+        "gradients": copies * number * trained,
         "optimizer": _share(2 * number * trained, shared),
-        "masters": _share(number * trained, shared),
+        "masters": _share(masters * trained, shared),
     }
 
 
@@ -220,13 +220,17 @@ def _factors(config: RunConfig, anatomy: Anatomy, slots: int) -> int:
     return slots * numbers * (2 * b + (4 if b < 4 else 0))
 
 
-def _buffers(setting: Setting, trained: int, layer: int, b: int) -> int:
-    """ZeRO's own: for stages 1 and 2 while gradients are reduced, for stage 3 always."""
-    if setting.stage == 0:
-        return 0
-    if setting.stage < 3:
-        return b * min(REDUCE_BUCKET, trained)
-    return b * (REDUCE_BUCKET + PREFETCH_BUCKET + 2 * layer)
+def _gathered(setting: Setting, layer: int, b: int) -> int:
+    """Weights of the base that ZeRO-3 holds whole for a moment."""
+    return b * (PREFETCH_BUCKET + 2 * layer) if setting.stage == 3 else 0
+
+
+def _updating(setting: Setting, trained: int, b: int) -> int:
+    """What an update needs when activations have gone: gradients as autograd gives them, for all slots.
+
+    Or, under ZeRO, three vectors of the slot whose turn it is.
+    """
+    return max(b, 4) * max(trained, 3 * trained // setting.slots if setting.stage else 0)
 
 
 def _share(count: int, ranks: int) -> int:

@@ -19,7 +19,7 @@ from replora.check import engine_faults
 from replora.config import EngineConfig, RunConfig
 from replora.errors import PlanError
 
-__all__ = ["Candidate", "Pins", "Plan", "count", "engine_of", "plan"]
+__all__ = ["Candidate", "Pins", "Plan", "count", "engine_of", "engine_words", "plan"]
 
 #: Tokens of a pass beyond which more slots bring nothing. CPU: at 1,576 packing brought 0.94 to 0.98
 #: (measured); GPU: choice, until a calibration says otherwise.
@@ -77,20 +77,27 @@ class Plan:
         anatomy: The backbone.
         chosen: The first setting that fits, in order of preference.
         considered: One line for each way to save memory, at the asked micro-batch or else a smaller one.
+        easier: A smaller `task.eval_batch` with the setting that it makes room for, where that comes before
+            the chosen one in order of preference and trains no fewer trials at once.
     """
 
     hardware: Hardware
     anatomy: Anatomy
     chosen: Candidate
     considered: tuple[Candidate, ...]
+    easier: tuple[int, Candidate] | None = None
 
     @property
     def trials_at_once(self) -> int:
         """Trials that the machine trains at the same time."""
-        hosts = self.hardware.places // self.chosen.setting.ranks
+        return self.trials_with(self.chosen)
+
+    def trials_with(self, candidate: Candidate) -> int:
+        """The same in another setting."""
+        hosts = self.hardware.places // candidate.setting.ranks
         if not self.hardware.gpus:
-            hosts = min(hosts, int(self.hardware.host_gib / self.chosen.needed_gib))
-        return hosts * self.chosen.setting.slots
+            hosts = min(hosts, int(self.hardware.host_gib / candidate.needed_gib))
+        return hosts * candidate.setting.slots
 
 
 def plan(
@@ -123,7 +130,11 @@ def plan(
     chosen = next((option for option in options if option.fits), None)
     if chosen is None:
         raise PlanError(_refusal(search, options, slots, pins))
-    return Plan(hardware, anatomy, chosen, tuple(_distinct(options)))
+    found = Plan(hardware, anatomy, chosen, tuple(_distinct(options)))
+    easier = _easier(search, chosen, slots, pins)
+    if easier is None or found.trials_with(easier[1]) < found.trials_at_once:
+        return found
+    return replace(found, easier=easier)
 
 
 @dataclass(frozen=True)
@@ -143,7 +154,7 @@ class _Search:
 
     def settings(self, slots: int | None, pins: Pins) -> Iterator[Setting]:
         """Settings in order of preference, whether the engine takes them or not."""
-        for stage, ranks, offload in _ladder(self.hardware):
+        for stage, ranks, offload in _ladder(self.hardware, pins):
             if _differs(pins.stage, stage) or _differs(pins.ranks, ranks) or _differs(pins.offload, offload):
                 continue
             for micro, recompute in self._passes(ranks, pins):
@@ -157,13 +168,22 @@ class _Search:
         run = self.config.model_copy(update={"train": train, "engine": engine})
         return [fault.text for fault in engine_faults(run)]
 
+    def smaller_evaluations(self) -> Iterator[tuple[int, _Search]]:
+        """The search with `task.eval_batch` halved again and again, where the task has one."""
+        task = self.config.task
+        size = getattr(task, "eval_batch", 1)
+        while (size := size // 2) >= 1:
+            smaller = task.model_copy(update={"eval_batch": size})
+            yield size, replace(self, config=self.config.model_copy(update={"task": smaller}))
+
     def _weighed(self, setting: Setting) -> Candidate:
         hardware = self.hardware
         memory = memory_of(
             self.config, self.anatomy, setting, hardware.device, hardware.kept, hardware.trial_heap
         )
         on_host = self.hardware.host_gib * GIB / max(1, self.hardware.gpus)
-        fits = memory.total <= self.hardware.place_gib * GIB and memory.host <= on_host
+        sharing = 1 if hardware.gpus else setting.ranks
+        fits = memory.total * sharing <= hardware.place_gib * GIB and memory.host <= on_host
         return Candidate(setting, memory, fits)
 
     def _passes(self, ranks: int, pins: Pins) -> Iterator[tuple[int, bool]]:
@@ -189,16 +209,38 @@ class _Search:
         return list(range(max(1, min(MAX_SLOTS, enough)), 0, -1))
 
 
-def _ladder(hardware: Hardware) -> Iterator[tuple[Stage, int, Offload]]:
-    """Stage, ranks and offload: first what leaves the most GPUs to other trials."""
+def _easier(
+    search: _Search, chosen: Candidate, slots: int | None, pins: Pins
+) -> tuple[int, Candidate] | None:
+    """The best setting with a smaller batch of evaluations, and the largest such batch."""
+    if not chosen.memory.evaluation:
+        return None
+    order = list(search.settings(slots, pins))
+    found = [
+        (order.index(fitting.setting), -size, fitting)
+        for size, other in search.smaller_evaluations()
+        if (fitting := next((each for each in other.candidates(slots, pins) if each.fits), None))
+    ]
+    index, size, fitting = min(found, key=lambda each: each[:2], default=(len(order), 0, chosen))
+    return (-size, fitting) if index < order.index(chosen.setting) else None
+
+
+def _ladder(hardware: Hardware, pins: Pins) -> Iterator[tuple[Stage, int, Offload]]:
+    """Stage, ranks and offload: first what leaves the most GPUs to other trials.
+
+    ZeRO-1 and 2 never hold less than as many ranks without ZeRO (cluster.memory): they are for who asks.
+    """
+    if pins.stage is not None and pins.ranks is not None and pins.offload is not None:
+        if pins.ranks <= hardware.places:
+            yield pins.stage, pins.ranks, pins.offload
+        return
     yield 0, 1, "none"
-    gangs = [2**power for power in range(1, 11) if 2**power <= hardware.gpus]
-    stages: tuple[Stage, ...] = (1, 2, 3)
+    gangs: list[int] = [2**power for power in range(1, 11) if 2**power <= hardware.gpus]
+    stages: list[Stage] = [0, 3] if pins.stage in (None, 0, 3) else [pins.stage]
     yield from ((stage, gang, "none") for gang in gangs for stage in stages)
     if hardware.gpus:
         largest = gangs[-1] if gangs else 1
-        yield 2, largest, "optimizer"
-        yield 3, largest, "optimizer"
+        yield from ((stage, largest, "optimizer") for stage in stages if stage)
         yield 3, largest, "base"
 
 
@@ -223,9 +265,8 @@ def _tokens(anatomy: Anatomy, asked: int | None) -> int:
 
 def engine_of(setting: Setting) -> dict[str, object]:
     """The section `engine` of a run that is trained in a setting."""
-    ranks = setting.ranks if setting.stage else 1
     return {
-        "ranks": ranks,
+        "ranks": setting.ranks,
         "zero": setting.stage,
         "offload": setting.offload,
         "recompute": setting.recompute,
@@ -271,6 +312,10 @@ def _remedies(search: _Search, slots: int | None, pins: Pins) -> str:
         fitting = next((c for c in search.candidates(slots, freed) if c.fits), None)
         if freed != pins and fitting is not None:
             found.append(f"leave the {name} open ({_words(fitting.setting)})")
+    for size, other in search.smaller_evaluations():
+        if any(each.fits for each in other.candidates(slots, pins)):
+            found.append(f"lower task.eval_batch to {size}")
+            break
     if slots is not None and slots > 1:
         fitting = next(
             (c for k in range(slots - 1, 0, -1) for c in search.candidates(k, pins) if c.fits), None
@@ -289,8 +334,8 @@ def _words(setting: Setting) -> str:
     words = [f"micro-batch {setting.micro_batch}"]
     if setting.recompute:
         words.append("recomputed activations")
-    if setting.stage:
-        words.append(f"ZeRO-{setting.stage} on {count(setting.ranks, 'GPU')}")
+    if setting.stage or setting.ranks > 1:
+        words.append(f"{engine_words(setting)} over {count(setting.ranks, 'GPU')}")
     if setting.offload != "none":
         words.append(f"{setting.offload} offloaded")
     return ", ".join(words)
@@ -307,6 +352,11 @@ def _distinct(options: list[Candidate]) -> Iterator[Candidate]:
         if best is None or (not best[1].fits and (option.fits or smaller)):
             ways[way] = index, option
     yield from (option for _, option in sorted(ways.values(), key=lambda found: found[0]))
+
+
+def engine_words(setting: Setting) -> str:
+    """`no ZeRO`, `ZeRO-3`."""
+    return f"ZeRO-{setting.stage}" if setting.stage else "no ZeRO"
 
 
 def _differs(pin: object, value: object) -> bool:

@@ -8,8 +8,8 @@ from typing import Any, get_args
 
 from cluster.calibration import calibrate, remembered
 from cluster.hardware import load_hardware
-from cluster.memory import GIB, Offload, trained_parameters
-from cluster.planner import Candidate, Pins, Plan, count, engine_of, plan
+from cluster.memory import GIB, Offload, Setting, trained_parameters
+from cluster.planner import Candidate, Pins, Plan, count, engine_of, engine_words, plan
 from replora.commands.showing import add_run_arguments, run_of
 from replora.config import RunConfig
 from replora.errors import ConfigError
@@ -35,6 +35,8 @@ def plan_document(config: RunConfig, found: Plan) -> dict[str, Any]:
         "host_gib": round(memory.host / GIB, 2),
         "parts_gib": {name: round(value / GIB, 3) for name, value in memory.parts().items()},
         "engine": engine_of(found.chosen.setting),
+        "overrides": overrides(config, found.chosen.setting),
+        "easier": None if found.easier is None else {"eval_batch": found.easier[0], **found.easier[1].row()},
         "trials_at_once": found.trials_at_once,
         "considered": [candidate.row() for candidate in found.considered],
     }
@@ -102,17 +104,33 @@ def plan_text(config: RunConfig, found: Plan) -> str:
         lines.append(f"The reserve is calibrated: the allocator keeps {hardware.kept:.0%} of a pass on top.")
     if chosen.memory.host:
         lines.append(f"Needs {chosen.memory.host / GIB:.1f} GiB of the host's memory for each GPU.")
-    if (engine := engine_of(chosen.setting)) != config.engine.model_dump():
-        words = " ".join(f"engine.{key}={str(value).lower()}" for key, value in engine.items())
-        lines.append(f"To train like this: train.micro_batch={chosen.setting.micro_batch} {words}")
+    if words := overrides(config, chosen.setting):
+        lines.append(f"To train like this: {' '.join(words)}")
+    if chosen.setting.slots > 1:
+        lines.append(f"In a sweep: resources.slots={chosen.setting.slots}")
+    if found.easier:
+        size, better = found.easier
+        trials = count(found.trials_with(better), "trial")
+        lines.append(f"With task.eval_batch={size} it would be: {_sentence(better)}; {trials} at once.")
     rows = [{**each.row(), "fits": "yes" if each.fits else "no"} for each in found.considered]
     rows = [{**row, "recompute": "yes" if row["recompute"] else "no"} for row in rows]
     return "\n".join([*lines, "", table(rows, _COLUMNS)])
 
 
+def overrides(config: RunConfig, setting: Setting) -> list[str]:
+    """What has to be laid over a run so that it is trained in a setting, as a person types it."""
+    wanted = {f"engine.{key}": value for key, value in engine_of(setting).items()}
+    present: dict[str, object] = {f"engine.{key}": value for key, value in config.engine.model_dump().items()}
+    wanted = {"train.micro_batch": setting.micro_batch, **wanted}
+    present["train.micro_batch"] = config.train.micro_batch or config.train.batch
+    changed = {key: value for key, value in wanted.items() if value != present[key]}
+    return [f"{key}={str(value).lower()}" for key, value in changed.items()]
+
+
 def _sentence(candidate: Candidate) -> str:
     setting = candidate.setting
-    engine = f"ZeRO-{setting.stage} over {count(setting.ranks, 'GPU')}" if setting.stage else "no ZeRO"
+    over = f" over {count(setting.ranks, 'GPU')}" if setting.stage or setting.ranks > 1 else ""
+    engine = engine_words(setting) + over
     offload = "" if setting.offload == "none" else f", {setting.offload} offloaded"
     again = "recomputed" if setting.recompute else "kept"
     return (

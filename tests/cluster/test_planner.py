@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.activations import evaluation_bytes
 from cluster.anatomy import Anatomy, anatomy_of
 from cluster.hardware import Hardware, load_hardware, profile_names
 from cluster.memory import GIB, Setting, memory_of
@@ -62,19 +63,24 @@ def test_13b_at_4096_tokens_needs_the_known_memory(recompute: bool, gib: float) 
     assert memory.model / GIB == pytest.approx(gib, rel=0.02)
 
 
-def test_zero_of_stages_1_and_2_has_the_known_bytes() -> None:
-    config, ranks = run(LoraMethod(rank=32, targets=FIVE)), 8
-    trained = 87_818_240
-    for stage, own, shared in ((1, 4, 12), (2, 2, 14)):
-        memory = memory_of(config, LLAMA_13B, Setting(1, 8, 1, stage, ranks))  # type: ignore[arg-type]
+@pytest.mark.parametrize(("ranks", "bytes_each"), [(1, 28), (2, 22)])
+def test_zero_1_and_2_hold_what_was_measured_of_each_number_that_trains(ranks: int, bytes_each: int) -> None:
+    config = run(LoraMethod(rank=32, targets=FIVE), precision="fp32")
+    for stage in (1, 2):
+        memory = memory_of(config, LLAMA_13B, Setting(1, 8, 1, stage, ranks))
         state = memory.adapters + memory.gradients + memory.optimizer + memory.masters
-        assert state == own * trained + shared * trained // ranks
+        assert state == bytes_each * 87_818_240
 
 
-def test_zero_3_shares_the_base_and_everything_that_trains() -> None:
+def test_zero_3_shares_the_base() -> None:
     memory = memory_of(run(LoraMethod(rank=32, targets=FIVE)), LLAMA_13B, Setting(1, 8, 1, 3, 8))
-    state = memory.base + memory.adapters + memory.gradients + memory.optimizer + memory.masters
-    assert state == (2 * 13_015_864_320 + 16 * 87_818_240) // 8
+    assert memory.base == 2 * 13_015_864_320 // 8
+
+
+def test_ranks_share_the_examples_of_an_evaluation() -> None:
+    config = load_run(find_run("llama-13b-commonsense-replora"))
+    alone, shared = (evaluation_bytes(config, LLAMA_13B, 1, ranks) for ranks in (1, 4))
+    assert alone == pytest.approx(4 * shared, rel=0.1)
 
 
 SETTINGS = st.builds(
@@ -174,6 +180,20 @@ def test_nothing_is_planned_that_the_engine_refuses(name: str, method: MethodCon
 def test_a_stage_that_the_engine_refuses_is_refused_in_its_words() -> None:
     with pytest.raises(PlanError, match="at most 2 for the method full"):
         plan(run(FullMethod()), load_hardware("8xh100"), 1, tokens=8, pins=Pins(stage=3), anatomy=LLAMA_7B)
+
+
+def test_a_smaller_batch_of_evaluations_that_makes_room_is_told() -> None:
+    config = load_run(find_run("llama-13b-commonsense-replora"))
+    found = plan(config, load_hardware("8xa100-40"))
+    assert found.easier is not None
+    size, better = found.easier
+    assert (found.chosen.setting.ranks, better.setting.ranks) == (2, 1)
+    taken = plan(
+        load_run(find_run("llama-13b-commonsense-replora"), [f"task.eval_batch={size}"]),
+        load_hardware("8xa100-40"),
+    )
+    assert taken.chosen == better
+    assert f"With task.eval_batch={size}" in plan_text(config, found)
 
 
 def test_micro_batches_and_gpus_divide_the_batch() -> None:
