@@ -35,8 +35,11 @@ OWN = (
 METHODS = {
     f"llama-30m-{method}-{what}"
     for method in ("lora", "replora", "dora", "doran", "hora", "adapter", "prefix")
-    for what in ("time", "activations", "peak")
-} | {f"llama-30m-inference-{what}" for what in ("replora", "hora", "merged")}
+    for what in ("time", "activations")
+} | {
+    f"llama-30m-{what}"
+    for what in ("replora-peak", "inference-replora", "inference-hora", "inference-merged")
+}
 FIELDS = {"name", "ours", "peer", "unit", "ratio", "aim", "device"}
 
 

@@ -75,7 +75,7 @@ def run(
     method: MethodConfig, *, lr: float = 1e-3, seed: int = 0, steps: int = 30, **train: object
 ) -> RunConfig:
     """A short run on the digits in fp64 unless told otherwise."""
-    settings = {"precision": "fp64", "batch": 8, "eval_every": steps, "checkpoint_every": 1000, **train}
+    settings = {"precision": "fp64", "batch": 4, "eval_every": steps, "checkpoint_every": 1000, **train}
     return RunConfig(
         method=method,
         optim=OptimConfig(lr=lr, weight_decay=1e-2),
