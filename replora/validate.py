@@ -134,6 +134,8 @@ def _elsewhere(keys: Keys, model_class: type[BaseModel], data: object) -> str:
             return f"Write {leaf} inside the section {section}. "
         if word == leaf:
             return f"Did you mean {key}? "
+        if f".{word}." in key:
+            return f"Did you mean {key[: key.index(f'.{word}.')]}.{word}? "
     return ""
 
 

@@ -21,6 +21,8 @@ _log = logging.getLogger(__name__)
 POLL_S = 2.0
 CLOSING_POLL_S = 0.2
 LONGEST_PAUSE_S = 30.0
+# A choice: a person wonders about a longer wait.
+TOLD_FROM_S = 10.0
 
 
 class Follower:
@@ -64,6 +66,8 @@ class Follower:
         if self._thread is None or self._delivery is None:
             return 0
         self._deadline = time.monotonic() + timeout_s
+        if self._failures and timeout_s > TOLD_FROM_S:
+            _log.warning("Waiting up to %.0f s for MLflow (%s); Ctrl-C ends it", timeout_s, self._server)
         self._closing.set()
         self._thread.join(timeout_s)
         self._thread = None

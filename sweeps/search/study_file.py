@@ -83,7 +83,7 @@ def _read(folder: Path) -> tuple[SweepView, dict[str, dict[str, float]]]:
     view, times = SweepView(), dict[str, dict[str, float]]()
     for line in read_lines(folder):
         view.apply(line)
-        if line["trial"] is None:
+        if line["trial"] is None or line["event"] == "final":
             continue
         seen = times.setdefault(line["trial"], {"asked": line["time"]})
         if line["event"] == "started":
@@ -106,19 +106,20 @@ def _distributions(view: SweepView) -> dict[str, BaseDistribution]:
 
 
 def _study_attributes(view: SweepView) -> dict[str, str]:
-    found = {
-        "fingerprint": view.fingerprint,
-        "state": view.closed or "not over",
-        "schedule": schedule_text(view),
-        "data": view.data,
-        "git": view.git,
-    }
+    found: dict[str, str] = {}
     if best := select(view).best:
         numbers = ", ".join(str(trial.number) for trial in best.trials)
         which = f"trials {numbers}, their mean" if len(best.trials) > 1 else f"trial {numbers}"
         found["best configuration"] = (
             f"{point_text(best.group.point)}: {view.metric} {score(best.mean)} ({which})"
         )
+    found |= {
+        "schedule": schedule_text(view),
+        "state": view.closed or "not over",
+        "fingerprint": view.fingerprint,
+        "data": view.data,
+        "git": view.git,
+    }
     return {name: text for name, text in found.items() if text}
 
 

@@ -14,7 +14,7 @@ from replora.cli import main
 from replora.errors import ConfigError
 from replora.train.events import Failed
 from sweeps.best import select
-from sweeps.ledger import SweepView
+from sweeps.ledger import Ledger, SweepView
 from sweeps.search import write_study
 from tests.sweeps.simulated import SimulatedHost, begin, grid, run, sweep
 from tests.sweeps.test_population import LearningHost, pbt
@@ -59,6 +59,16 @@ def test_the_study_says_what_the_sweep_chose_and_what_its_schedules_follow(tmp_p
     numbers = ", ".join(str(trial.number) for trial in best.trials)
     assert study.user_attrs["best configuration"].endswith(f"(trials {numbers}, their mean)")
     assert study.user_attrs["schedule"] == "of a trial's full length, also where it is stopped before"
+
+
+def test_a_final_run_is_not_the_end_of_its_trial(tmp_path: Path) -> None:
+    view = run(tmp_path, grid(), SimulatedHost(3)).view
+    write_study(tmp_path, tmp_path / "study.log")
+    before = [trial.datetime_complete for trial in loaded(tmp_path / "study.log").trials]
+    with Ledger.open(tmp_path) as ledger:
+        ledger.append("final", next(iter(view.trials)), metrics={"test_accuracy": 0.5}, folder="final")
+    write_study(tmp_path, tmp_path / "study.log")
+    assert [trial.datetime_complete for trial in loaded(tmp_path / "study.log").trials] == before
 
 
 def test_a_study_of_several_objectives_has_their_values_and_names(tmp_path: Path) -> None:
