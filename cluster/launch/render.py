@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from cluster.launch.job import Job
+from replora.train import heap
 
 __all__ = ["cloud_drive", "cloud_file", "local_command", "ray_command", "rayjob_manifest", "slurm_script"]
 
@@ -81,7 +82,8 @@ def cloud_file(job: Job) -> str:
     """What `ray up` takes: a head on demand, spot workers, shared storage, your own token."""
     python = _environment(job) / "bin" / "python"
     variables = (
-        "RAY_AUTH_MODE=token OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0 MLFLOW_DISABLE_TELEMETRY=true"
+        "RAY_AUTH_MODE=token OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0 MLFLOW_DISABLE_TELEMETRY=true "
+        f"RAY_LD_PRELOAD_ON_WORKERS=1 MALLOC_CONF={heap.CONF}"
     )
     return _rendered(
         "cloud.yaml",
@@ -141,4 +143,4 @@ def _environment(job: Job) -> Path:
 
 
 def _rendered(template: str, **fields: object) -> str:
-    return _Template((TEMPLATES / template).read_text(encoding="utf-8")).substitute(fields)
+    return _Template((TEMPLATES / template).read_text(encoding="utf-8")).substitute(fields, heap=heap.CONF)

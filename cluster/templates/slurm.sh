@@ -17,6 +17,8 @@ port="${REPLORA_RAY_PORT:-@{port}}"
 export PATH=@{path}:"$PATH"
 export SRUN_CPUS_PER_TASK=@{cpus} # since Slurm 22.05 srun does not take it from sbatch
 export OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0 MLFLOW_DISABLE_TELEMETRY=true
+# Hosts are served by the jemalloc that Ray brings (docs/cluster.md).
+export RAY_LD_PRELOAD_ON_WORKERS=1 MALLOC_CONF=@{heap}
 
 # The token is made here, for this job alone; the script and the job's log do not hold it.
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$folder/.ray-token-$SLURM_JOB_ID"
