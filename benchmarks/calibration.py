@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._common import ROOT, Row, finish, is_quick, machine, median, run_cold, say
+from cluster.memory import believed
 from replora.train import heap
 
 MIB = 2**20
@@ -62,7 +63,8 @@ class Case:
     @property
     def name(self) -> str:
         """In words."""
-        parts = [self.model, self.method["name"], f"K={self.slots}", f"batch {self.batch}"]
+        method = self.method["name"] + (" with dropout" if "dropout" in self.method else "")
+        parts = [self.model, method, f"K={self.slots}", f"batch {self.batch}"]
         return ", ".join([*parts, *([f"{self.tokens} tokens"] if self.tokens else []), self.precision])
 
 
@@ -190,7 +192,8 @@ def calibrated_errors(cases: list[Case], found: list[Found]) -> list[float]:
     errors = []
     for case, each in zip(cases, found, strict=True):
         if case.model in shares:
-            errors.append(abs(each.error(shares[case.model] * each.passing)))
+            usual, spread = each.heap / each.passing, each.reserve / each.passing
+            errors.append(abs(each.error(believed(shares[case.model], usual, spread) * each.passing)))
         else:
             shares[case.model] = each.share
     return errors

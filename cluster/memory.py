@@ -19,7 +19,7 @@ from replora.config import AdapterMethod, FullMethod, LowRankMethod, PrefixMetho
 from replora.parameters import trainable_parameters
 from replora.train.heap import Heap
 
-__all__ = ["GIB", "Memory", "Setting", "memory_of", "trained_parameters"]
+__all__ = ["GIB", "Memory", "Setting", "believed", "memory_of", "trained_parameters"]
 
 GIB, MIB = 2**30, 2**20
 
@@ -32,13 +32,12 @@ PREFETCH_BUCKET = 50_000_000
 #: Share of all tensors kept free on a GPU for fragmentation (choice: nothing was measured on one).
 GPU_RESERVE = 0.05
 #: What a heap holds on top of a pass's tensors on a CPU, as a share of them, by family: the usual, and by
-#: how much of a pass a setting may need more (measured: benchmarks/calibration.py). A calibration
-#: replaces the usual.
+#: how much of a pass a setting may need more (measured: benchmarks/calibration.py).
 HEAPS: dict[Heap, dict[str, tuple[float, float]]] = {
     "jemalloc": dict.fromkeys(("vit", "swin", "llama", "bart"), (0.11, 0.08)),
     "glibc": {"vit": (0.2, 0.2), "swin": (0.5, 0.4), "llama": (0.75, 0.5), "bart": (0.75, 0.5)},
 }
-#: The same for a GPU that was calibrated (choice: nothing was measured on one).
+#: The spread on a GPU that was calibrated (choice: nothing was measured on one).
 GPU_SPREAD = 0.25
 #: What a process holds before any model: Python, torch and what comes with it (measured on a CPU).
 IMPORTS = {"vit": 712 * MIB, "swin": 712 * MIB, "llama": 780 * MIB, "bart": 780 * MIB}
@@ -142,7 +141,7 @@ def memory_of(
         setting: Slots, micro-batch, stage, ranks, recomputation, offload.
         device: `gpu` or `cpu`.
         kept: What the allocator was measured to hold on top, as a share of `Memory.passing`
-            (cluster.calibration); None takes what is usual.
+            (cluster.calibration), which counts as `believed` says; None takes what is usual.
         heap: What serves the memory of a CPU.
     """
     b = BYTES[config.train.precision]
@@ -173,11 +172,27 @@ def memory_of(
         + max(0, _updating(setting, trained, b) - passing),
     }
     bare = Memory(**parts, runtime=_runtime(device, anatomy.family), heap=0, reserve=0, host=host)
-    if device == "gpu" and kept is None:
+    if device == "gpu":
+        return _on_gpu(bare, kept)
+    usual, spread = HEAPS[heap][anatomy.family]
+    share = usual if kept is None else believed(kept, usual, spread)
+    return replace(bare, heap=int(share * bare.passing), reserve=int(spread * bare.passing))
+
+
+def _on_gpu(bare: Memory, kept: float | None) -> Memory:
+    if kept is None:
         return replace(bare, reserve=int(GPU_RESERVE * bare.model))
-    usual, spread = (0.0, GPU_SPREAD) if device == "gpu" else HEAPS[heap][anatomy.family]
-    held = usual if kept is None else kept
-    return replace(bare, heap=int(held * bare.passing), reserve=int(spread * bare.passing))
+    return replace(bare, heap=int(kept * bare.passing), reserve=int(GPU_SPREAD * bare.passing))
+
+
+def believed(kept: float, usual: float, spread: float) -> float:
+    """The share of a heap to plan with, after a calibration.
+
+    A calibration is of one process of one setting, and settings of one model differ as much as those of
+    different ones: a share within the spread of the usual tells nothing new. One beyond it tells of
+    another machine or another library, and counts.
+    """
+    return usual if abs(kept - usual) <= spread else kept
 
 
 def _runtime(device: str, family: str) -> int:

@@ -61,7 +61,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--calibrate",
         action="store_true",
-        help="train a few steps here first, so that the reserve is measured (remembered in the cache)",
+        help="train a few steps here first, so that the heap's share is measured (remembered in the cache)",
     )
 
 
@@ -101,7 +101,7 @@ def plan_text(config: RunConfig, found: Plan) -> str:
         f"Needs {chosen.needed_gib:.1f} GiB on each: {_parts(chosen)}.",
     ]
     if hardware.kept is not None:
-        lines.append(f"The reserve is calibrated: the allocator keeps {hardware.kept:.0%} of a pass on top.")
+        lines.append(f"A calibration found the heap to hold {hardware.kept:.0%} of a pass on top.")
     if chosen.memory.host:
         lines.append(f"Needs {chosen.memory.host / GIB:.1f} GiB of the host's memory for each GPU.")
     if words := overrides(config, chosen.setting):

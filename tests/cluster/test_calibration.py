@@ -67,10 +67,12 @@ def test_a_damaged_note_counts_as_none(own_cache: Path) -> None:
 
 def test_a_calibrated_share_is_part_of_what_is_needed() -> None:
     setting = Setting(8, 197)
-    usual, low, high = (memory_of(RUN, anatomy_of(RUN), setting, "cpu", kept) for kept in (None, 0.0, 0.9))
+    shares = (None, 0.0, 0.13, 0.9)
+    usual, low, near, high = (memory_of(RUN, anatomy_of(RUN), setting, "cpu", kept) for kept in shares)
     assert low.heap == 0 < usual.heap < high.heap == int(0.9 * high.passing)
+    assert near.heap == usual.heap, "one process of one setting cannot tell more than settings differ by"
     assert low.model == usual.model == high.model
-    assert low.reserve > 0
+    assert low.reserve == usual.reserve > 0
 
 
 def test_without_jemalloc_more_memory_is_planned() -> None:
