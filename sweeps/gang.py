@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from replora.train import ranks
 from replora.train.events import Event, Failed
 
 __all__ = ["GangError", "LeadingHost", "follow"]
@@ -81,11 +80,15 @@ class LeadingHost:
 
     @staticmethod
     def _tell(call: str, *arguments: object) -> None:
+        from replora.train import ranks  # torch, which the driver does without
+
         ranks.from_leader(lambda: (call, arguments))
 
 
 def follow(host: _Host) -> None:
     """Does on this rank what the leader's host does; ends with this process, or by an error."""
+    from replora.train import ranks
+
     while True:
         call, arguments = ranks.from_leader(_led)
         getattr(host, call)(*arguments)

@@ -67,11 +67,12 @@ def test_a_sweep_leaves_nothing_but_its_own_folder(tmp_path: Path) -> None:
         import ray
         listens = sorted({port.laddr.ip.removeprefix("::ffff:") for port in ports})
         print(json.dumps({"scratch": scratch.exists(), "ray": ray.is_initialized(), "done": director.done,
-                          "listens": listens}))
+                          "listens": listens, "torch": "torch" in sys.modules}))
     """
     status, out, err = finish(start(code, tmp_path, RAY_ADDRESS="192.0.2.1:6379"))
     assert status == 0, err
-    assert json.loads(out) == {"scratch": False, "ray": False, "done": True, "listens": ["127.0.0.1"]}
+    found = {"scratch": False, "ray": False, "done": True, "listens": ["127.0.0.1"], "torch": False}
+    assert json.loads(out) == found
     assert err == ""
     assert [path.name for path in (tmp_path / "home").iterdir()] == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "sweep", "tmp"]
