@@ -107,12 +107,10 @@ def cloud_file(job: Job) -> str:
 _GPU_IS_UP = "timeout 600 sh -c 'until nvidia-smi; do sleep 5; done'"
 
 
-def cloud_drive(job: Job) -> str:
-    """What starts the sweep on the head, in a terminal that may be closed."""
+def cloud_drive(job: Job, script: Path) -> list[str]:
+    """Starts the sweep on the head of a cluster file, in a terminal (tmux) that may be closed."""
     words = shlex.join(_drive(str(_environment(job) / "bin" / "python"), job))
-    return shlex.join(
-        ["ray", "exec", "--tmux", str(job.folder / "cloud.yaml"), f"RAY_AUTH_MODE=token {words}"]
-    )
+    return ["ray", "exec", "--tmux", str(script), f"RAY_AUTH_MODE=token {words}"]
 
 
 def ray_command(job: Job) -> list[str]:

@@ -20,7 +20,7 @@ from cluster.launch.render import (
     slurm_script,
 )
 from replora.atomic import write_atomically
-from replora.errors import MachineError, RunFailedError
+from replora.errors import ConfigError, MachineError, RunFailedError
 
 __all__ = ["Submission", "prepare", "submit"]
 
@@ -40,12 +40,14 @@ class Submission:
         command: Argument list of the program.
         text: The script or manifest; for the others, the command as a shell would take it.
         script: Where the script is written before it is handed over, if the program reads a file.
+        then: Argument list of the same program, run when the first has ended well.
     """
 
     place: Place
     command: list[str]
     text: str
     script: Path | None = None
+    then: tuple[str, ...] = ()
 
 
 def prepare(job: Job, place: Place) -> Submission:
@@ -61,9 +63,11 @@ def prepare(job: Job, place: Place) -> Submission:
     if place == "kuberay":
         return Submission(place, ["kubectl", "create", "-f", "-"], rayjob_manifest(job))
     if place == "cloud":
-        script = job.folder / "cloud.yaml"
-        text = f"{cloud_file(job)}# When the cluster is up: {cloud_drive(job)}\n"
-        return Submission(place, ["ray", "up", "--yes", str(script)], text, script)
+        script = Path(f"{job.name}.cloud.yaml")  # here: this machine need not see the shared storage
+        then = cloud_drive(job, script)
+        command = ["ray", "up", "--yes", str(script)]
+        text = f"{cloud_file(job)}# {shlex.join(command)}\n# {shlex.join(then)}\n"
+        return Submission(place, command, text, script, tuple(then))
     command = ray_command(job) if place == "ray" else local_command(job)
     return Submission(place, command, f"{shlex.join(command)}\n")
 
@@ -80,15 +84,19 @@ def submit(submission: Submission) -> str:
         raise MachineError(f"{program} is not installed here.\n  {_REMEDY.get(program, '')}")
     if submission.place == "cloud":
         _check_token()
+        _check_unchanged(submission)
     if submission.script is not None:
         submission.script.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(submission.script, submission.text.encode())
     stdin = submission.text if submission.place == "kuberay" else None
-    done = _run(submission.command, stdin, watch=submission.place == "local")
-    if done.returncode:
-        said = (done.stderr or done.stdout or "").strip()
-        raise RunFailedError(f"{program} ended with status {done.returncode}.\n  {said}".rstrip())
-    return (done.stdout or "").strip()
+    said = ""
+    for command in filter(None, (submission.command, submission.then)):
+        done = _run(command, stdin, watch=submission.place in ("local", "cloud"))
+        said = (done.stdout or "").strip()
+        if done.returncode:
+            reason = (done.stderr or said).strip()
+            raise RunFailedError(f"{program} ended with status {done.returncode}.\n  {reason}".rstrip())
+    return said
 
 
 def _check_token(path: Path | None = None) -> None:
@@ -96,6 +104,16 @@ def _check_token(path: Path | None = None) -> None:
     path = path or Path.home() / ".ray" / "auth_token"
     if not path.is_file():
         raise MachineError(f"there is no token in {path}.\n  Make one: `ray get-auth-token --generate`.")
+
+
+def _check_unchanged(submission: Submission) -> None:
+    """A cluster file that a person has edited is not written over."""
+    script = submission.script
+    if script is not None and script.exists() and script.read_text(encoding="utf-8") != submission.text:
+        raise ConfigError(
+            f"{script} is there and differs from what would be written.\n  If you edited it, run the two "
+            "commands that `replora launch ... --dry-run` shows; else remove it."
+        )
 
 
 def _run(command: Sequence[str], stdin: str | None, *, watch: bool) -> subprocess.CompletedProcess[str]:

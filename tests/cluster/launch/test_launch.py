@@ -14,7 +14,7 @@ import pytest
 from cluster.launch.drive import main as run_driver
 from cluster.launch.drive import sweep_arguments
 from cluster.launch.verb import LAUNCH
-from replora.errors import MachineError, RunFailedError
+from replora.errors import ConfigError, MachineError, RunFailedError
 from replora.verbs import Answer
 from tests.cluster.launch.jobs import fake_program
 
@@ -153,25 +153,24 @@ def test_the_driver_counts_gangs_and_refuses_machines_that_hold_none(
     assert "give --gpus 2" in capsys.readouterr().err
 
 
-def test_a_cloud_needs_the_token_that_it_copies(
+def test_a_cloud_needs_the_token_that_it_copies_and_then_starts_the_sweep(
     sweep: Path, programs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    fake_program(programs, "ray", 'printf "%s\\n" "$@" >"$0.arguments"')
-    words: list[str | Path] = [
-        "--on",
-        "cloud",
-        "--mount",
-        tmp_path,
-        "--env",
-        tmp_path / "env",
-        "--dir",
-        tmp_path / "runs",
-    ]
-    words += ["--instance", "g6.xlarge", "--storage", "fs-1.example:/"]
+    fake_program(programs, "ray", 'printf "%s\\n" "$*" >>"$0.arguments"')
+    words: list[str | Path] = ["--on", "cloud", "--mount", tmp_path, "--env", tmp_path / "env"]
+    words += ["--dir", tmp_path / "runs", "--instance", "g6.xlarge", "--storage", "fs-1.example:/"]
     with pytest.raises(MachineError, match="get-auth-token --generate"):
         launch(sweep, *words)
     (tmp_path / ".ray").mkdir()
     (tmp_path / ".ray" / "auth_token").write_text("0" * 32)
+    monkeypatch.chdir(tmp_path)
     launch(sweep, *words)
-    assert (programs / "ray.arguments").read_text().split()[:2] == ["up", "--yes"]
+    up, start = (programs / "ray.arguments").read_text().splitlines()
+    file = Path("replora-tiny.cloud.yaml")
+    assert up == f"up --yes {file}"
+    assert start.startswith(f"exec --tmux {file} RAY_AUTH_MODE=token {tmp_path}/env/bin/python -m cluster")
+    file.write_text("cluster_name: edited\n")
+    with pytest.raises(ConfigError, match="differs from what would be written"):
+        launch(sweep, *words)
+    assert file.read_text() == "cluster_name: edited\n"

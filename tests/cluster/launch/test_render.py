@@ -75,7 +75,7 @@ def test_a_cloud_file_is_one_that_ray_up_accepts(name: str) -> None:
     document = yaml.safe_load(RENDERED[name]())
     whole = prepare_config(document)
     validate_config(whole)
-    assert whole["head_setup_commands"] == document["setup_commands"], "Ray's own would install packages"
+    assert not any("pip install" in line for line in whole["head_setup_commands"]), "Ray's own defaults do"
     assert whole["file_mounts"] == {"~/.ray/auth_token": "~/.ray/auth_token"}
     starts = [*document["head_start_ray_commands"], *document["worker_start_ray_commands"]]
     assert all("RAY_AUTH_MODE=token" in line for line in starts if " start " in line)
