@@ -53,7 +53,7 @@ def rayjob_manifest(job: Job) -> str:
         resources["nvidia.com/gpu"] = str(job.gpus)
     return _rendered(
         "rayjob.yaml",
-        name=json.dumps(job.name),
+        name=json.dumps(f"{job.name}-"),
         namespace=json.dumps(job.namespace),
         entrypoint=json.dumps(" ".join(_drive("python", job))),
         ray_version=json.dumps(metadata.version("ray")),
@@ -116,8 +116,8 @@ def cloud_drive(job: Job, script: Path) -> list[str]:
 def ray_command(job: Job) -> list[str]:
     """Submits to a running cluster, whose nodes see the environment and the folders."""
     python = str(_environment(job) / "bin" / "python")
-    submit = ["ray", "job", "submit", "--address", job.address, "--submission-id", job.name, "--no-wait"]
-    return [*submit, "--", *_drive(python, job)]
+    # Without an id of ours, which Ray would refuse when the same sweep is submitted again, to go on.
+    return ["ray", "job", "submit", "--address", job.address, "--no-wait", "--", *_drive(python, job)]
 
 
 def local_command(job: Job) -> list[str]:
