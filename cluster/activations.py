@@ -101,7 +101,8 @@ def _generation_bytes(anatomy: Anatomy, b: int, task: CommonsenseTask | TextToTe
     """
     first, last, beams = anatomy.parts[0], anatomy.parts[-1], texts * task.beams
     if isinstance(task, CommonsenseTask):
-        read, written, rows = task.cutoff, task.new_tokens, beams * task.cutoff
+        read, written = anatomy.tokens or task.cutoff, task.new_tokens
+        rows = beams * read
     else:
         read, written = last.keys or 0, task.target_tokens
         rows = texts * read  # the encoder runs before texts become beams
@@ -112,12 +113,12 @@ def _generation_bytes(anatomy: Anatomy, b: int, task: CommonsenseTask | TextToTe
 
 def _losses_bytes(anatomy: Anatomy, b: int, task: CommonsenseTask | TextToTextTask, texts: int) -> int:
     """Losses of whole texts without a graph: the widest layer, or the head on a chunk."""
-    scored = task.cutoff if isinstance(task, CommonsenseTask) else task.target_tokens
     if isinstance(task, CommonsenseTask):
-        anatomy = replace(anatomy, tokens=task.cutoff)
+        anatomy = replace(anatomy, tokens=anatomy.tokens or task.cutoff)
+    scored = anatomy.tokens if isinstance(task, CommonsenseTask) else task.target_tokens
     passes = _passes(anatomy, texts * (anatomy.tokens or 1))
     widest = max(_forward_bytes(stage, anatomy, b, n) for stage, n in passes)
-    return max(widest, _head_bytes(anatomy, b, texts * scored, numbers=2))
+    return max(widest, _head_bytes(anatomy, b, texts * (scored or 1), numbers=2))
 
 
 def _passes(anatomy: Anatomy, rows: int) -> list[tuple[Stage, Pass]]:

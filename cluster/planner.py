@@ -16,7 +16,7 @@ from cluster.anatomy import Anatomy, anatomy_of
 from cluster.hardware import Hardware
 from cluster.memory import GIB, Memory, Offload, Setting, Stage, memory_of
 from replora.check import engine_faults
-from replora.config import EngineConfig, RunConfig
+from replora.config import EngineConfig, FullMethod, RunConfig
 from replora.errors import PlanError
 
 __all__ = ["Candidate", "Pins", "Plan", "count", "engine_of", "engine_words", "plan"]
@@ -263,7 +263,7 @@ def _tokens(anatomy: Anatomy, asked: int | None) -> int:
     return tokens
 
 
-def engine_of(setting: Setting) -> dict[str, object]:
+def engine_of(setting: Setting) -> dict[str, bool | int | str]:
     """The section `engine` of a run that is trained in a setting."""
     return {
         "ranks": setting.ranks,
@@ -324,9 +324,10 @@ def _remedies(search: _Search, slots: int | None, pins: Pins) -> str:
             found.append(f"lower the slots of the pack from {slots} to {fitting.setting.slots}")
     if found:
         return f"{found[0][0].upper()}{found[0][1:]}" + "".join(f", or {each}" for each in found[1:]) + "."
+    lighter = "a method that trains less, " if isinstance(search.config.method, FullMethod) else ""
     return (
         "No single change on this hardware fits it. Use GPUs with more memory, shorten the sequences, "
-        "or take a smaller backbone."
+        f"or take {lighter}a smaller backbone."
     )
 
 

@@ -7,7 +7,7 @@ the sweep meets what its hosts meet.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from cluster.anatomy import Anatomy, anatomy_of
@@ -15,7 +15,7 @@ from cluster.calibration import remembered
 from cluster.hardware import Hardware
 from cluster.here import hardware_here
 from cluster.memory import GIB, Memory, Setting, memory_of
-from cluster.planner import count
+from cluster.planner import count, engine_of, plan
 from replora.errors import ConfigError, PlanError
 from replora.load import run_from
 from replora.train.heap import Heap, heap_here
@@ -171,10 +171,12 @@ def _cures(scale: _Scale, member: Member, hosts: int, slots: int) -> Iterator[st
     micro = member.run.train.micro_batch or member.run.train.batch
     smaller = [size for size in range(micro - 1, 0, -1) if micro % size == 0]
     changes = [("train.micro_batch", size) for size in smaller if "train.micro_batch" not in member.point]
-    if found := next((size for key, size in changes if _fits_with(scale, key, size, hosts, slots)), None):
+    if found := next((size for key, size in changes if _fits_with(scale, {key: size}, hosts, slots)), None):
         yield f"set run.train.micro_batch to {found}"
-    if not member.run.engine.recompute and _fits_with(scale, "engine.recompute", True, hosts, slots):
+    if not member.run.engine.recompute and _fits_with(scale, {"engine.recompute": True}, hosts, slots):
         yield "set run.engine.recompute to true"
+    if scale.hardware.gpus:
+        yield from _as_planned(scale, member, hosts, slots)
     for key, value in member.point.items():
         for domain, words in _narrower(scale.config.space[key], value):
             space = {**scale.config.space, key: domain}
@@ -184,10 +186,24 @@ def _cures(scale: _Scale, member: Member, hosts: int, slots: int) -> Iterator[st
                 break
 
 
-def _fits_with(scale: _Scale, key: str, value: bool | int, hosts: int, slots: int) -> bool:
+def _as_planned(scale: _Scale, member: Member, hosts: int, slots: int) -> Iterator[str]:
+    """Several GPUs for each trial, as the planner would lay this member out."""
+    try:
+        setting = plan(member.run, scale.hardware, slots).chosen.setting
+    except PlanError:
+        return
+    change = {f"engine.{key}": value for key, value in engine_of(setting).items()}
+    if "train.micro_batch" not in member.point:
+        change["train.micro_batch"] = setting.micro_batch
+    if setting.ranks > 1 and _fits_with(scale, change, hosts, slots):
+        shown = " ".join(f"run.{key}={str(value).lower()}" for key, value in change.items())
+        yield f"give each trial {setting.ranks} GPUs: {shown}"
+
+
+def _fits_with(scale: _Scale, change: Mapping[str, bool | int | str], hosts: int, slots: int) -> bool:
     """Whether the sweep fits with another base run, and loses no kind of member by that."""
     try:
-        run = run_from(scale.config.run, {key: value})
+        run = run_from(scale.config.run, change)
     except ConfigError:
         return False
     changed = _Scale(scale.config.model_copy(update={"run": run}), scale.hardware)

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from cluster.hardware import Figure, Hardware
+from cluster.hardware import Figure, Hardware, load_hardware
 from replora.errors import PlanError
+from replora.load import run_from
 from sweeps.config import SweepConfig
 from sweeps.ledger import LEDGER_NAME
 from sweeps.placement import placed
@@ -84,6 +86,27 @@ def test_a_member_that_does_not_fit_alone_is_named_with_what_would_do() -> None:
     assert "1 trial of method.name=full, train.batch=64 needs 5." in text
     assert text.endswith("Set run.train.micro_batch to 16, or leave 64 out of space.train.batch.")
     placed(sweep(space={**space, "train.batch": [8, 16]}), Layout(1, 4, 1), machine(3))
+
+
+def test_on_several_gpus_a_refusal_says_how_many_a_trial_would_take() -> None:
+    config = SweepConfig.model_validate(
+        {
+            "name": "made",
+            "run": {
+                "backbone": {"name": "llama-13b"},
+                "task": {"name": "commonsense", "root": "/texts", "eval_batch": 4},
+                "train": {"precision": "bf16"},
+            },
+            "space": {"method.rank": {"values": [8, 32]}},
+        }
+    )
+    with pytest.raises(PlanError, match=r"run\.engine\.ranks=2 run\.engine\.zero=3") as caught:
+        placed(config, Layout(4, 1, 1), load_hardware("4xa10g"))
+    words = [word for word in str(caught.value).rstrip(".").split() if word.startswith("run.")]
+    parts = (word.removeprefix("run.").partition("=") for word in words)
+    changes: dict[str, Any] = {key: yaml.safe_load(value) for key, _, value in parts}
+    run = run_from(config.run, changes)
+    placed(config.model_copy(update={"run": run}), Layout(2, 1, 1), load_hardware("4xa10g"))
 
 
 def test_slots_that_the_file_demands_are_refused_with_how_many_would_do() -> None:
