@@ -61,8 +61,10 @@ check: env ## lint, types, layers
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
+# Status 3 is a benchmark that needs a GPU where there is none: it says so, and the others go on.
 bench: env ## every benchmark; BENCH_ARGS=--quick for a short look
-	@set -e; for file in benchmarks/[a-z]*.py; do echo "== $$file" >&2; $(BIN)/python $$file $(BENCH_ARGS); done
+	@set -e; for file in benchmarks/[a-z]*.py; do echo "== $$file" >&2; \
+	  $(BIN)/python $$file $(BENCH_ARGS) || test $$? -eq 3; done
 
 clean: ## remove .venv and caches, but no result
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build ./*.egg-info

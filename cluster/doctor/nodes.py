@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -61,10 +62,10 @@ def report(what: Examination, marker: str, node: str) -> NodeReport:
     findings = examine(replace(what, address=None, deep=False))  # the head was asked already
     if what.deep and visible_gpus():  # processes without GPUs are looked at between nodes: `connect`
         findings += [check_torch(), check_links()]
-    if what.folder.is_dir():
+    with suppress(OSError):  # the finding about the folder says why; the others then miss this marker
         (what.folder / f"{marker}{node}").touch()
     versions = tuple((name, metadata.version(name)) for name in _AGREE)
-    return NodeReport(node, tuple(findings), frozenset(), time.time(), versions, tuple(gpus() or ()))
+    return NodeReport(node, tuple(findings), frozenset(), 0.0, versions, tuple(gpus() or ()))
 
 
 def seen(folder: Path, marker: str) -> frozenset[str]:
@@ -82,20 +83,27 @@ def examine_nodes(what: Examination, ask: Ask) -> list[NodeReport]:
     what = replace(what, folder=what.folder.absolute())
     marker = f".replora-doctor-{uuid4().hex[:12]}-"
     try:
-        before = time.time()
         answers = ask(report, (what, marker))
-        middle, slack = (before + time.time()) / 2, (time.time() - before) / 2
         views = ask(_seen_from, (what.folder, marker))
+        before = time.time()
+        clocks = ask(_clock, ())
+        middle, slack = (before + time.time()) / 2, (time.time() - before) / 2
     finally:
         for path in what.folder.glob(f"{marker}*"):
             path.unlink(missing_ok=True)
     found = []
     for node, answer in sorted(answers.items()):
         assert isinstance(answer, NodeReport)
-        skew, view = answer.skew_s - middle, views.get(node)
+        clock, view = clocks.get(node), views.get(node)
+        skew = clock - middle if isinstance(clock, float) else 0.0
         known = view if isinstance(view, frozenset) else frozenset()
         found.append(replace(answer, sees=known, skew_s=0.0 if abs(skew) <= slack else skew))
     return found
+
+
+def _clock(node: str) -> float:
+    del node
+    return time.time()
 
 
 def _seen_from(folder: Path, marker: str, node: str) -> frozenset[str]:
