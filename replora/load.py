@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -118,12 +119,16 @@ def valid_keys(config: BaseModel, prefix: str = "") -> tuple[str, ...]:
 
 
 def diff(one: BaseModel, other: BaseModel) -> list[str]:
-    """Readable differences, for example `optim.lr: 0.001 -> 0.01`; empty for equal configurations."""
+    """Readable differences, for example `optim.lr: 0.001 -> 0.01`; empty for equal configurations.
+
+    The order of keys is no difference, that of lists is.
+    """
     before, after = _flat(one.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
+    keys = [*before, *(key for key in after if key not in before)]
     return [
         f"{key}: {_side(before, key)} -> {_side(after, key)}"
-        for key in [*before, *(key for key in after if key not in before)]
-        if _side(before, key) != _side(after, key)
+        for key in keys
+        if json.dumps(before.get(key, _ABSENT)) != json.dumps(after.get(key, _ABSENT))
     ]
 
 
@@ -162,12 +167,18 @@ def _put(model_class: type[BaseModel], document: Document, key: str, value: obje
     document.origins[keys] = origin
 
 
+#: What `diff` shows for a key that one side lacks.
+_ABSENT = "(none)"
+
+
 def _names_first(items: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
     """Sections before their names before their other fields, so that the order typed does not matter."""
     return sorted(items, key=lambda item: (item[0].count("."), not item[0].endswith("name")))
 
 
 def _flat(data: object, keys: Keys = ()) -> dict[str, object]:
+    if isinstance(data, list) and any(isinstance(item, Mapping) for item in data):
+        data = dict(enumerate(data))
     if isinstance(data, Mapping):
         return {
             key: leaf for name, below in data.items() for key, leaf in _flat(below, (*keys, name)).items()
@@ -176,4 +187,4 @@ def _flat(data: object, keys: Keys = ()) -> dict[str, object]:
 
 
 def _side(flat: Mapping[str, object], key: str) -> str:
-    return shown(flat[key]) if key in flat else "(none)"
+    return shown(flat[key], 400) if key in flat else _ABSENT

@@ -18,6 +18,7 @@ __all__ = [
     "changes_since",
     "check_same",
     "continued_config",
+    "in_recorded_order",
     "refuse_changes",
     "sweep_fingerprint",
 ]
@@ -71,6 +72,13 @@ def continued_config(view: SweepView, folder: Path) -> SweepConfig:
             f"  Undo the change, or start a new sweep from the file: replora sweep {path} --dir NEW_FOLDER"
         )
     return now
+
+
+def in_recorded_order(config: SweepConfig, view: SweepView) -> SweepConfig:
+    """The sweep with the keys of its space as they first were: grids and draws go through them in turn."""
+    if sorted(view.order) != sorted(config.space):
+        return config
+    return config.model_copy(update={"space": {key: config.space[key] for key in view.order}})
 
 
 def changes_since(view: SweepView, config: SweepConfig) -> list[str]:

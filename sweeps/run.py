@@ -17,6 +17,7 @@ from sweeps.continuing import (
     changes_since,
     check_same,
     continued_config,
+    in_recorded_order,
     refuse_changes,
     sweep_fingerprint,
 )
@@ -93,6 +94,7 @@ def run_sweep(config: SweepConfig, folder: Path) -> SweepResult:
             direction=objectives[0].direction,
             objectives=[asdict(objective) for objective in objectives],
             config=config.model_dump(mode="json"),
+            order=list(config.space),
         )
         _recall_limits(config, ledger)
         return _drive(config, ledger)
@@ -123,7 +125,7 @@ def resume_sweep(folder: Path, *, accept_changes: bool = False) -> SweepResult:
 
 
 def _go_on(config: SweepConfig, ledger: Ledger, view: SweepView, *, accept_changes: bool) -> SweepResult:
-    folder = ledger.path.parent
+    folder, config = ledger.path.parent, in_recorded_order(config, view)
     changes = changes_since(view, config)
     before = SweepConfig.model_validate(view.config)
     extended = any(getattr(config, part) != getattr(before, part) for part in ("search", "confirm", "budget"))

@@ -82,6 +82,7 @@ class SweepView:
         data: Hash of the data that the trials read; empty until a host has told it.
         data_open: Other data would be accepted, since a person has accepted changes.
         skipped: Proposals that became no trial, being invalid or known already.
+        order: Keys of the space as the sweep's file had them, which `config` does not tell.
         objectives: All of them; `metric` and `direction` are those of the first.
         spent: Which budget is used up, in words, by the stage (`search`, `confirm`) that it has ended.
         warm: What each earlier sweep gave the searcher: `name`, `folder`, `told` and `left_out` (counts).
@@ -104,6 +105,7 @@ class SweepView:
     data_open: bool = False
     skipped: int = 0
     objectives: tuple[Objective, ...] = ()
+    order: tuple[str, ...] = ()
     spent: dict[str, str] = field(default_factory=dict)
     warm: list[dict[str, Any]] = field(default_factory=list)
     worked: float = 0.0
@@ -133,6 +135,7 @@ def _began(view: SweepView, line: Line, last: float) -> None:
     view.fingerprint, view.name, view.git = line["sweep"], line["name"], line["git"]
     view.metric, view.direction, view.versions = line["metric"], line["direction"], line["versions"]
     view.config, view.started, view.since = line.get("config", {}), line["time"], line["time"]
+    view.order = tuple(line.get("order", ()))
     first = {"metric": view.metric, "direction": view.direction}
     view.objectives = tuple(Objective(**each) for each in line.get("objectives", [first]))
 

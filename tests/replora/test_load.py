@@ -328,5 +328,19 @@ def test_equal_runs_have_no_difference() -> None:
     assert diff(RunConfig(), RunConfig(task=DigitsTask())) == []
 
 
+def test_the_order_of_keys_is_no_difference_and_the_end_of_a_long_list_is_one() -> None:
+    def sweep(first: dict[str, float], last: float) -> SweepConfig:
+        rates = {"optim.lr": {"values": [*(index / 1000 for index in range(1, 40)), last]}}
+        return SweepConfig.model_validate({"name": "x", "space": rates, "search": {"first": [first]}})
+
+    one = sweep({"optim.lr": 0.1, "method.rank": 8}, 0.5)
+    assert diff(one, sweep({"method.rank": 8, "optim.lr": 0.1}, 0.5)) == []
+    (line,) = diff(one, sweep({"optim.lr": 0.1, "method.rank": 8}, 0.6))
+    assert line.startswith("space.optim.lr.values: [0.001, ")
+    assert diff(one, sweep({"optim.lr": 0.2, "method.rank": 8}, 0.5)) == [
+        "search.first[0].optim.lr: 0.1 -> 0.2"
+    ]
+
+
 def test_difference_of_methods_shows_fields_that_one_lacks() -> None:
     assert "method.hidden: 16 -> (none)" in diff(RunConfig(), RunConfig(method=LoraMethod()))

@@ -200,6 +200,22 @@ def test_an_unreachable_server_is_told_before_anything_starts(tmp_path: Path) ->
     assert not (tmp_path / "new").exists()
 
 
+def test_points_to_try_first_and_the_order_of_keys_do_not_keep_a_sweep_from_going_on(
+    sweep_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = ({"optim.weight_decay": 1e-2, "optim.lr": 1e-3},)  # the ledger sorts the keys of both
+    space = {"optim.weight_decay": {"values": (1e-4, 1e-2)}, "optim.lr": {"values": (1e-3, 1e-2, 1e-1)}}
+    config = local(space=space, search={"first": first}, resources={"slots": 2})
+    interrupted(sweep_folder, config, monkeypatch)
+    again = local(space=dict(reversed(space.items())), search={"first": first}, resources={"slots": 2})
+    interrupted(sweep_folder, again, monkeypatch)
+    (sweep_folder / "sweep.yaml").unlink()
+    points = [trial.point for trial in resume_sweep(sweep_folder).view.trials.values()]
+    assert points[0] == first[0]
+    assert len({tuple(sorted(point.items())) for point in points}) == len(points) == 6
+    assert [point["optim.lr"] for point in points[1:]] == [1e-3, 1e-2, 1e-1, 1e-2, 1e-1]
+
+
 def test_a_sweep_that_has_begun_goes_on_without_its_server(
     sweep_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
