@@ -20,7 +20,7 @@ from replora.overlay import nested, overlay, split_key, with_default_names
 from replora.schema import is_place, variants_of
 from replora.validate import validate
 
-__all__ = ["diff", "load", "load_run", "run_from", "valid_keys"]
+__all__ = ["data_below", "diff", "load", "load_run", "run_from", "valid_keys"]
 
 Model = TypeVar("Model", bound=BaseModel)
 Scalar = bool | int | float | str | None
@@ -78,7 +78,7 @@ def run_from(base: RunConfig, point: Mapping[str, Scalar | Sequence[Scalar]]) ->
     Raises:
         ConfigError: With every fault of the point.
     """
-    document = Document(_data_for(base, point), {})
+    document = Document(data_below(base, point), {})
     for key, value in _names_first(point.items()):
         plain = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
         _put(RunConfig, document, key, plain, Origin(f"point {key}={shown(value)}"))
@@ -90,7 +90,7 @@ def run_from(base: RunConfig, point: Mapping[str, Scalar | Sequence[Scalar]]) ->
     return config
 
 
-def _data_for(base: RunConfig, point: Mapping[str, Any]) -> dict[str, Any]:
+def data_below(base: RunConfig, point: Mapping[str, Any]) -> dict[str, Any]:
     """The base as plain data, without the defaults of variants that the point replaces."""
     data: dict[str, Any] = base.model_dump(mode="json")
     for key, info in RunConfig.model_fields.items():

@@ -11,7 +11,7 @@ import numpy as np
 from replora.check import misfits
 from replora.config import RunConfig
 from replora.faults import Fault, shown
-from replora.load import run_from, valid_keys
+from replora.load import data_below, run_from, valid_keys
 from replora.models.shapes import shapes_of
 from replora.overlay import nested, overlay, split_key
 from replora.validate import validate
@@ -84,7 +84,7 @@ _WHEN = "Use `when` to leave out what does not go together, or random search, wh
 
 def run_faults(base: RunConfig, point: Point) -> list[Fault]:
     """What is wrong with the run at a point, in the terms of RunConfig and of its backbone."""
-    data: object = base.model_dump(mode="json")
+    data: object = data_below(base, point)
     for key, value in sorted(point.items(), key=lambda item: not item[0].endswith("name")):
         data = overlay(RunConfig, data, nested(split_key(RunConfig, data, key), value))
     config, faults = validate(RunConfig, data)

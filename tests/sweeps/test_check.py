@@ -37,6 +37,13 @@ def test_every_fault_of_a_file_is_told_at_its_line(tmp_path: Path) -> None:
     assert [line.split(":")[1] for line in found] == ["3", "4", "5", "6", "7", "9", "10"]
 
 
+def test_a_method_beside_another_has_its_own_defaults() -> None:
+    config = SweepConfig.model_validate(
+        {"name": "made", "space": {"method.name": {"values": ["replora", "lora", "dora"]}}}
+    )
+    assert not faults(config)  # dora's composition is not the additive one of the base
+
+
 @pytest.mark.parametrize(
     ("space", "words"),
     [
