@@ -28,6 +28,7 @@ from replora.errors import LedgerError, TrackingError
 from sweeps.delivery import Delivery, LostError, RefusedError, count_points
 from sweeps.follower import Follower
 from sweeps.ledger import read_ledger
+from sweeps.mlflow_schema import prepared
 from sweeps.spool import Change, Point
 from sweeps.tracking import (
     DEFAULT_EXPERIMENT,
@@ -367,8 +368,7 @@ def _client(uri: str) -> MlflowClient:
     file = sqlite_file(uri)
     if file is None:
         return MlflowClient(tracking_uri=uri)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with hold(file.with_name(f"{file.name}.lock"), wait=True):
+    with prepared(file):
         return MlflowClient(tracking_uri=uri)
 
 
