@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from typing import Any
 
 import ray
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from replora.errors import MachineError
@@ -17,7 +18,8 @@ from sweeps.ray_backend.session import Share
 
 __all__ = ["Bundles", "FollowerActor", "make_trainer"]
 
-#: Longest wait for the bundles of one host, in seconds (choice: what an earlier host held is freed in a few).
+#: Longest wait for the bundles of a host while no other one works, in seconds (choice: what an earlier host
+#: held is freed in a few).
 _PLACE_S = 60.0
 
 
@@ -35,26 +37,35 @@ class FollowerActor:
 
 
 class Bundles:
-    """The placement group of one host."""
+    """The placement group of one host: Ray places all of its bundles or none, when there is room."""
 
     def __init__(self, ranks: int, share: Share) -> None:
-        """Reserves one bundle for each rank, on one node where they fit there.
+        """Asks for one bundle for each rank, on one node where they fit there."""
+        self._bundle = {"CPU": share.cpus} | ({"GPU": share.gpus} if share.gpus else {})
+        self._group = placement_group([self._bundle] * ranks, strategy="PACK")
+        self._ranks, self._asked, self._placed = ranks, time.monotonic(), False
 
-        Raises:
-            MachineError: If they do not fit, saying what is free.
-        """
-        bundle = {"CPU": share.cpus} | ({"GPU": share.gpus} if share.gpus else {})
-        self._group = placement_group([bundle] * ranks, strategy="PACK")
-        if not self._group.wait(_PLACE_S):
-            remove_placement_group(self._group)
-            free = {name: ray.available_resources().get(name, 0.0) for name in bundle}
-            needed = ", ".join(f"{each:g} {name}" for name, each in bundle.items())
-            left = ", ".join(f"{each:g} {name}" for name, each in free.items())
-            raise MachineError(
-                f"the {ranks} ranks of a host found no place within {_PLACE_S:g} s: each needs {needed} on "
-                f"one node, and {left} are free in all. Lower run.engine.ranks, resources.hosts or "
-                "resources.threads, end what else uses the cluster, or add machines; then resume the sweep."
-            )
+    @property
+    def placed(self) -> bool:
+        """Whether all bundles have found their place."""
+        self._placed = self._placed or placement_group_table(self._group)["state"] == "CREATED"
+        return self._placed
+
+    @property
+    def late(self) -> bool:
+        """Whether they have waited for a place for too long."""
+        return not self._placed and time.monotonic() - self._asked > _PLACE_S and not self.placed
+
+    def refusal(self) -> MachineError:
+        """That they find no place, and what is free."""
+        free = {name: ray.available_resources().get(name, 0.0) for name in self._bundle}
+        needed = ", ".join(f"{each:g} {name}" for name, each in self._bundle.items())
+        left = ", ".join(f"{each:g} {name}" for name, each in free.items())
+        return MachineError(
+            f"the {self._ranks} ranks of a host found no place within {_PLACE_S:g} s: each needs {needed} on "
+            f"one node, and {left} are free in all. Lower run.engine.ranks, resources.hosts or "
+            "resources.threads, end what else uses the cluster, or add machines; then resume the sweep."
+        )
 
     def options(self, rank: int) -> dict[str, Any]:
         """Options of the actor of a rank."""

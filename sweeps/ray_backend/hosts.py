@@ -87,11 +87,19 @@ class RemoteHost:
         """Whether trials should be given to it now.
 
         The first processes of a sweep are sure to come, and take trials before they are up. One that was
-        started again may wait for a machine that has gone, while other hosts have room.
+        started again may wait for a machine that has gone, while other hosts have room; so may the ranks of
+        a gang at any time.
         """
+        if self._bundles is not None and not self._bundles.placed:
+            return False
         if self.alive and self._up is not None and ray.wait([self._up], timeout=0)[0]:
             self._up = None
         return self.alive and (self._starts == 1 or self._up is None)
+
+    @property
+    def refusal(self) -> MachineError | None:
+        """Why it will not come, where its ranks have waited for a place for too long."""
+        return self._bundles.refusal() if self._bundles is not None and self._bundles.late else None
 
     def start(self) -> None:
         """Starts a fresh process; what it imports and loads costs the driver no time."""

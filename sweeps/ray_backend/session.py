@@ -7,7 +7,7 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -120,7 +120,8 @@ class Session:
         """What each process gets, when it runs that many CPU threads and hosts have that many ranks.
 
         Raises:
-            MachineError: If the cluster has too few CPUs for the hosts, or GPUs for their ranks.
+            MachineError: If the cluster has too few CPUs for the hosts, or GPUs for their ranks, in all or
+                on its nodes.
         """
         total = ray.cluster_resources()
         cpus = threads if self._address else 1
@@ -137,7 +138,11 @@ class Session:
                 f"{self._hosts // ranks} hosts of {ranks} ranks need {self._hosts} GPUs, but the cluster has "
                 f"{total['GPU']:g}. Lower resources.hosts or run.engine.ranks, or add machines."
             )
-        return Share(cpus, gpus, "cuda" if gpus else "cpu")
+        share = Share(cpus, gpus, "cuda" if gpus else "cpu")
+        places = [_places(node, share) for node in ray.nodes() if node["Alive"]]
+        if sum(places) < self._hosts:
+            raise MachineError(_too_narrow(share, self._hosts, ranks, places))
+        return share
 
     def _start(self) -> None:
         worker.print_to_stdstream = _log_message
@@ -146,6 +151,25 @@ class Session:
             ray.init(self._address, log_to_driver=False, logging_level=logging.ERROR)
             return
         start_local(self._hosts, self.scratch / "ray")
+
+
+def _places(node: Mapping[str, Any], share: Share) -> int:
+    """Processes of a sweep that fit a node."""
+    found = node["Resources"]
+    wanted = {"CPU": share.cpus} | ({"GPU": share.gpus} if share.gpus else {})
+    return min(int(found.get(name, 0.0) / each + 1e-6) for name, each in wanted.items())
+
+
+def _too_narrow(share: Share, processes: int, ranks: int, places: Sequence[int]) -> str:
+    """Why processes do not fit the nodes although the cluster has enough in all, and what would."""
+    each = f"{share.cpus:g} CPUs" + (f" and {share.gpus:g} GPUs" if share.gpus else "")
+    fitting = sum(places) // ranks
+    cure = f"Set resources.hosts to {fitting}" if fitting else "Lower run.engine.ranks or resources.threads"
+    what = "ranks" if ranks > 1 else "hosts"
+    return (
+        f"{processes} {what} of {each} do not fit the cluster's {len(places)} nodes, which hold "
+        f"{', '.join(map(str, places))} of them. {cure}, or add machines."
+    )
 
 
 def _check_reachable(address: str) -> None:

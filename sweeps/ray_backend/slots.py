@@ -240,6 +240,7 @@ class SlotActorManager:
     # -- events ---------------------------------------------------------------------------------------
 
     def _receive(self, timeout: float | None) -> None:
+        self._end_where_no_host_comes()
         hosts = {answer: host for host in self._hosts for answer in host.awaited}
         if not hosts:  # all died and nothing wants a slot right now
             time.sleep(timeout or 0.0)
@@ -249,6 +250,16 @@ class SlotActorManager:
             ready, _ = ray.wait(list(hosts), num_returns=len(hosts), timeout=0)
         for host in dict.fromkeys(hosts[answer] for answer in ready):
             self._take(host)
+
+    def _end_where_no_host_comes(self) -> None:
+        """Others' trials go on while a gang waits for its place; where all wait, nothing ever would.
+
+        Raises:
+            MachineError: With what is free.
+        """
+        refusals = [host.refusal for host in self._hosts if host.alive]
+        if refusals and all(refusals):
+            raise refusals[0]  # type: ignore[misc]
 
     def _take(self, host: RemoteHost) -> None:
         try:

@@ -1,10 +1,11 @@
-"""Hosts of two ranks through a real Ray: scripted trials, a rank that dies, ranks that find no place."""
+"""Hosts of two ranks over two Ray nodes: scripted trials, a rank that dies, ranks that find no place."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -17,17 +18,27 @@ from tests.sweeps.scripted import ScriptedDirector, ScriptedTrainer
 
 @pytest.fixture(scope="module")
 def session() -> Iterator[Any]:
-    from sweeps.ray_backend.session import Session
+    """A cluster of two nodes with one processor each, so that every gang is spread over both."""
+    from ray.cluster_utils import Cluster
 
-    with Session(hosts=2) as started:
-        yield started
+    from sweeps.ray_backend.session import Session  # it sets what Ray's processes read
+
+    with TemporaryDirectory(prefix="replora-", dir="/tmp") as folder:  # sockets want a short path
+        node: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "temp_dir": folder}
+        cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+        try:
+            cluster.add_node(**node)
+            with Session(hosts=2, address=cluster.address) as started:
+                yield started
+        finally:
+            cluster.shutdown()
 
 
-def sweep(session: Any, folder: Path, *names: str, ranks: int = 2) -> ScriptedDirector:
+def sweep(session: Any, folder: Path, *names: str, ranks: int = 2, hosts: int = 1) -> ScriptedDirector:
     from sweeps.ray_backend.drive import drive
 
     director = ScriptedDirector(folder, names)
-    drive(director, session, HostPlan(1, 2, 1, folder, ranks=ranks), factory=ScriptedTrainer)
+    drive(director, session, HostPlan(hosts, 2, 1, folder, ranks=ranks), factory=ScriptedTrainer)
     return director
 
 
@@ -70,6 +81,22 @@ def test_ranks_that_find_no_place_are_an_error_that_says_what_is_free(
         MachineError, match=r"3 ranks of a host found no place .* 1 CPU on one node, and 2 CPU"
     ):
         sweep(session, tmp_path, "t-0", ranks=3)
+
+
+def test_a_gang_without_a_place_does_not_keep_another_from_its_trials(session: Any, tmp_path: Path) -> None:
+    wait_until_free(2)
+    director = sweep(session, tmp_path, "t-0", "t-1", "t-2", hosts=2)
+    assert director.ended(Finished) == {"t-0", "t-1", "t-2"}
+    assert len({host for hosts in director.hosts.values() for host in hosts}) == 1
+
+
+def test_ranks_that_fit_the_cluster_but_no_node_are_refused_before_anything_starts(session: Any) -> None:
+    session._hosts, before = 1, session._hosts
+    try:
+        with pytest.raises(MachineError, match=r"1 hosts of 2 CPUs do not fit .* 2 nodes, which hold 0, 0"):
+            session.share(2)
+    finally:
+        session._hosts = before
 
 
 def test_more_ranks_than_cpus_are_refused_before_anything_starts(session: Any) -> None:
