@@ -46,28 +46,25 @@ def activation_bytes(config: RunConfig, anatomy: Anatomy, rows: int, *, recomput
     """
     if isinstance(config.method, LinearProbeMethod) and not anatomy.beside_parameters:
         return 0  # the base runs without a graph
-    whole = sum(_kept_by_stages(config, anatomy, rows)) + _kept_once(config, anatomy, rows)
+    once = _kept_once(config, anatomy, rows, recompute=recompute)
+    whole = once + sum(_kept_by_stages(config, anatomy, rows))
     if not recompute:
         return whole
-    b = BYTES[config.train.precision]
-    passes = _passes(anatomy, rows)
-    inputs = sum(
-        b * stage.width * (n.keys if stage.kind == "last" else n.tokens) * stage.depth
-        for stage, n in passes
-        if stage.kind != "cross"
-    )
-    layers = [layer_bytes(config.method, stage, b, n) for stage, n in passes]
+    layers = [
+        layer_bytes(config.method, stage, BYTES[config.train.precision], n)
+        for stage, n in _passes(anatomy, rows)
+    ]
     if anatomy.family == "bart":
         layers = [layers[0], layers[1] + layers[2]]  # the decoder's two attentions are one block
-    return min(inputs + max(layers) + _kept_once(config, anatomy, rows), whole)
+    return min(once + sum(_inputs_of_stages(config, anatomy, rows)) + max(layers), whole)
 
 
-def temporary_bytes(config: RunConfig, anatomy: Anatomy, rows: int) -> int:
+def temporary_bytes(config: RunConfig, anatomy: Anatomy, rows: int, *, recompute: bool) -> int:
     """The most that a training pass of `rows` tokens holds beside what it saves."""
     b, passes = BYTES[config.train.precision], _passes(anatomy, rows)
     if isinstance(config.method, LinearProbeMethod):
         return max(_forward_bytes(stage, anatomy, b, n) for stage, n in passes)
-    kept, later = _kept_by_stages(config, anatomy, rows), 0
+    kept, later = (_inputs_of_stages if recompute else _kept_by_stages)(config, anatomy, rows), 0
     read = passes[-1][1].tokens
     most = _head_bytes(anatomy, b, read, numbers=3) + (b * anatomy.width * read if anatomy.vocabulary else 0)
     for (stage, n), saved in reversed(list(zip(passes, kept, strict=True))):
@@ -138,6 +135,18 @@ def _kept_by_stages(config: RunConfig, anatomy: Anatomy, rows: int) -> list[int]
     return kept
 
 
+def _inputs_of_stages(config: RunConfig, anatomy: Anatomy, rows: int) -> list[int]:
+    """What the layers of each stage keep where all else is computed again: what they read."""
+    b = BYTES[config.train.precision]
+    return [
+        # The decoder's cross attention is in the block of its own one.
+        0
+        if stage.kind == "cross"
+        else b * stage.width * (n.keys if stage.kind == "last" else n.tokens) * stage.depth
+        for stage, n in _passes(anatomy, rows)
+    ]
+
+
 def _between_stages(config: RunConfig, stage: Stage, b: int, n: Pass, *, first: bool) -> int:
     """What the norm behind a stage of a Video Swin keeps, less the first norm, before which nothing trains.
 
@@ -149,14 +158,14 @@ def _between_stages(config: RunConfig, stage: Stage, b: int, n: Pass, *, first: 
     return 0 if first else b * numbers
 
 
-def _kept_once(config: RunConfig, anatomy: Anatomy, rows: int) -> int:
+def _kept_once(config: RunConfig, anatomy: Anatomy, rows: int, *, recompute: bool) -> int:
     """What no layer of its own keeps: masks of prefixes, what the encoder gave, the visual embedding."""
     b, method, first = BYTES[config.train.precision], config.method, anatomy.parts[0]
     n = first.passing(rows, anatomy.tokens)
     kept = b * anatomy.pixels * n.tokens if isinstance(method, FullMethod) else 0
     if isinstance(method, PrefixMethod) and anatomy.family == "llama" and anatomy.tokens:
         kept += b * anatomy.tokens * (anatomy.tokens + method.tokens)  # one mask of the scores for all layers
-    if anatomy.family == "bart" and (reads_encoded(method) or config.engine.recompute):
+    if anatomy.family == "bart" and (reads_encoded(method) or recompute):
         kept += b * first.width * n.tokens
     if anatomy.family == "bart" and isinstance(method, FullMethod):
         kept += b * first.width * rows  # the first norms of encoder and decoder

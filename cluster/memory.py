@@ -158,7 +158,7 @@ def memory_of(
         host, base = host + base, 0
     base += anatomy.tables_bytes
     activations = activation_bytes(config, anatomy, setting.rows, recompute=setting.recompute)
-    temporaries = temporary_bytes(config, anatomy, setting.rows)
+    temporaries = temporary_bytes(config, anatomy, setting.rows, recompute=setting.recompute)
     evaluating = evaluation_bytes(config, anatomy, setting.slots, setting.ranks)
     passing = max(evaluating, activations + temporaries)
     parts = {
