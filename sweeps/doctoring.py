@@ -24,6 +24,8 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--nodes", action="store_true", help="examine every node of the Ray cluster at --address, too"
     )
+    parser.add_argument("--expect", type=int, default=0, metavar="N", help="wait for so many nodes first")
+    parser.add_argument("--wait", type=float, default=300, metavar="S", help="at most so long (default: 300)")
 
 
 def _run(options: argparse.Namespace) -> Answer:
@@ -45,7 +47,9 @@ def _of_nodes(options: argparse.Namespace, here: Answer) -> Answer:
     uri = options.mlflow or os.environ.get("MLFLOW_TRACKING_URI")
     what = Examination(options.dir, uri, None, options.deep)
     what.folder.mkdir(parents=True, exist_ok=True)
-    reports, together = on_every_node(options.address, lambda ask: look(what, ask))
+    reports, together = on_every_node(
+        options.address, lambda ask: look(what, ask), options.expect, options.wait
+    )
     findings = [*together, *(finding for each in reports for finding in each.findings)]
     fit = all(finding.state != "error" for finding in findings)
     nodes = {each.node: [asdict(finding) for finding in each.findings] for each in reports}

@@ -58,7 +58,9 @@ def check_mlflow(uri: str) -> Finding:
 
 
 def check_ray(address: str) -> Finding:
-    """Something listens at the address of a Ray head."""
+    """Something listens at the address of a Ray head; `auto` is that of the Ray that runs on this machine."""
+    if address == "auto":
+        return good("ray", "auto: the one that this machine has joined")
     host, _, port = address.rpartition(":")
     if "://" in address or not host or not port.isdigit():
         return bad(

@@ -1,25 +1,25 @@
 """What a launched job runs on the cluster: `python -m cluster.launch.drive SWEEP --dir D --address A`.
 
-Examines its machine, then runs `replora sweep` in this process with what only the cluster knows: Ray's
-address, hosts and their threads (where the file leaves them open), and MLflow's address, which comes from
-MLFLOW_TRACKING_URI so that no script and no process list shows it.
+Waits until all nodes have joined Ray and examines them (`replora doctor`), then runs `replora sweep` in this
+process with what only the cluster knows: Ray's address, hosts and their threads (where the file leaves them
+open), and MLflow's address, which comes from MLFLOW_TRACKING_URI so that no script or process list shows it.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cluster.doctor.examine import Examination, examine
 from cluster.launch.machines import Machines, layout, misfits, wishes_of
 from replora.cli import main as replora
 from replora.document import read_document
-from replora.errors import ConfigError, MachineError
+from replora.errors import ConfigError
 
-__all__ = ["main", "sweep_arguments"]
+__all__ = ["doctor_arguments", "main", "sweep_arguments"]
 
 
 def sweep_arguments(options: argparse.Namespace, environment: Mapping[str, str]) -> list[str]:
@@ -43,31 +43,30 @@ def sweep_arguments(options: argparse.Namespace, environment: Mapping[str, str])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the sweep; the exit status is that of `replora sweep`, or 3 on a machine that is not fit."""
+    """Runs the sweep; the exit status is that of `replora sweep`, or 3 where the machines are not fit."""
     parser = argparse.ArgumentParser(prog="python -m cluster.launch.drive")
     parser.add_argument("sweep", type=Path)
     parser.add_argument("--dir", type=Path, required=True)
     parser.add_argument("--address", required=True)
-    parser.add_argument("--nodes", type=int, required=True)
+    parser.add_argument("--nodes", type=int, required=True, help="that train")
     parser.add_argument("--gpus", type=int, required=True, help="of each node")
     parser.add_argument("--cpus", type=int, required=True, help="of each node")
+    parser.add_argument("--wait", type=int, default=300, help="longest wait for the nodes, in seconds")
     options = parser.parse_args(arguments)
-    errors = [finding for finding in examine(_examination(options)) if finding.state == "error"]
-    for finding in errors:
-        sys.stderr.write(f"{finding.name}: {finding.text}\n  {finding.remedy}\n")
-    if errors:
-        return MachineError.exit_status
     try:
         words = sweep_arguments(options, os.environ)
     except ConfigError as error:
         sys.stderr.write(f"ConfigError: {error}\n")
         return error.exit_status
-    return replora(words)
+    # A process of its own: what it has joined and imported is gone when the sweep begins.
+    doctor = [sys.executable, "-m", "replora", *doctor_arguments(options)]
+    return subprocess.run(doctor, stdout=sys.stderr, check=False).returncode or replora(words)
 
 
-def _examination(options: argparse.Namespace) -> Examination:
-    address = None if options.address == "auto" else options.address
-    return Examination(options.dir, os.environ.get("MLFLOW_TRACKING_URI"), address)
+def doctor_arguments(options: argparse.Namespace) -> list[str]:
+    """The words of `replora doctor`: all nodes are there, and fit."""
+    place = ["--dir", str(options.dir), "--address", options.address]
+    return ["doctor", *place, "--nodes", "--expect", str(options.nodes), "--wait", str(options.wait)]
 
 
 if __name__ == "__main__":

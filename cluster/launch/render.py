@@ -103,13 +103,16 @@ def cloud_file(job: Job) -> str:
     )
 
 
+#: Machines that are rented start, install their driver and mount the storage first (choice).
+_RENTING_S = 1800
 #: A driver that an image installs when it first starts takes minutes.
 _GPU_IS_UP = "timeout 600 sh -c 'until nvidia-smi; do sleep 5; done'"
 
 
 def cloud_drive(job: Job, script: Path) -> list[str]:
     """Starts the sweep on the head of a cluster file, in a terminal (tmux) that may be closed."""
-    words = shlex.join(_drive(str(_environment(job) / "bin" / "python"), job))
+    python = str(_environment(job) / "bin" / "python")
+    words = shlex.join([*_drive(python, job), "--wait", str(_RENTING_S)])
     return ["ray", "exec", "--tmux", str(script), f"RAY_AUTH_MODE=token {words}"]
 
 

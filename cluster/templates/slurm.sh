@@ -61,19 +61,8 @@ if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
   pids+=($!)
 fi
 
-python - "$ip:$port" "$SLURM_JOB_NUM_NODES" <<'WAIT'
-import logging, sys, time
-import ray
-ray.init(sys.argv[1], log_to_driver=False, logging_level=logging.ERROR)
-end = time.monotonic() + 300
-while (alive := sum(node["Alive"] for node in ray.nodes())) < int(sys.argv[2]):
-    if time.monotonic() > end:
-        sys.exit(f"{alive} of {sys.argv[2]} nodes joined Ray in 300 s. Their own lines above say why.")
-    time.sleep(1)
-WAIT
-
-# Three minutes before the end Slurm sends TERM: the sweep then checkpoints. Submitting this script again
-# goes on where it ended.
+# Waits until all nodes have joined Ray, examines them, and runs the sweep. Three minutes before the end Slurm
+# sends TERM: the sweep then checkpoints. Submitting this script again goes on where it ended.
 python -m cluster.launch.drive "$config" --dir "$folder" --address "$ip:$port" \
   --nodes @{nodes} --gpus @{gpus} --cpus @{cpus} &
 driver=$!

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,12 +11,15 @@ from sweeps.ray_backend.session import Session
 
 __all__ = ["on_every_node"]
 
+_LOOK_S = 1.0
 _WAIT_S = 120.0  # choice: a node that must import everything from slow storage first takes a minute
 
 
 def on_every_node(
     address: str,
     calls: Callable[[Callable[[Callable[..., object], tuple[object, ...]], dict[str, object]]], Any],
+    expect: int = 0,
+    wait_s: float = 0.0,
 ) -> Any:
     """Joins a cluster and hands out `ask(function, arguments)`: answers of all living nodes, by address.
 
@@ -24,15 +28,18 @@ def on_every_node(
     Args:
         address: `host:port` of the head, or `auto`.
         calls: Called with `ask`; its result is this one's.
+        expect: Nodes with CPUs or GPUs that are waited for first.
+        wait_s: How long.
 
     Raises:
-        MachineError: If the cluster cannot be joined, or a node does not answer.
+        MachineError: If the cluster cannot be joined, nodes do not join it, or one does not answer.
     """
     import ray  # after the session's module has set what Ray reads when it is imported
     from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     with Session(hosts=1, address=address):
+        _wait_for(expect, wait_s)
         nodes = {node["NodeManagerAddress"]: node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
         def ask(function: Callable[..., object], arguments: tuple[object, ...]) -> dict[str, object]:
@@ -56,3 +63,22 @@ def on_every_node(
             return answers
 
         return calls(ask)
+
+
+def _wait_for(expect: int, wait_s: float) -> None:
+    """Until so many nodes that can train have joined; a head that only drives does not count."""
+    import ray
+
+    end = time.monotonic() + wait_s
+    while (joined := sum(map(_trains, ray.nodes()))) < expect:
+        if time.monotonic() > end:
+            raise MachineError(
+                f"{joined} of {expect} nodes with CPUs or GPUs joined Ray within {wait_s:g} s.\n"
+                "  The missing ones say why in their own logs; a longer --wait gives them more time."
+            )
+        time.sleep(_LOOK_S)
+
+
+def _trains(node: dict[str, Any]) -> bool:
+    resources = node["Resources"]
+    return bool(node["Alive"] and (resources.get("CPU", 0) or resources.get("GPU", 0)))

@@ -150,6 +150,7 @@ def test_taken_ports_of_a_head_are_doubtful() -> None:
 def test_a_ray_head_that_answers_is_told_from_one_that_does_not() -> None:
     with listening() as port:
         assert network.check_ray(f"127.0.0.1:{port}").state == "ok"
+    assert network.check_ray("auto").state == "ok"
     assert network.check_ray(f"127.0.0.1:{closed_port()}").state == "error"
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from cluster.launch.drive import doctor_arguments, sweep_arguments
 from cluster.launch.drive import main as run_driver
-from cluster.launch.drive import sweep_arguments
 from cluster.launch.verb import LAUNCH
 from replora.errors import ConfigError, MachineError, RunFailedError
 from replora.verbs import Answer
@@ -124,9 +124,8 @@ def test_a_sweep_of_the_package_is_launched_here_by_its_name() -> None:
 
 def drive(sweep: Path, gpus: int = 4) -> argparse.Namespace:
     """What the driver was told."""
-    return argparse.Namespace(
-        sweep=sweep, dir=Path("/shared/runs"), address="auto", nodes=1, gpus=gpus, cpus=8
-    )
+    machines = {"nodes": 1, "gpus": gpus, "cpus": 8}
+    return argparse.Namespace(sweep=sweep, dir=Path("/shared/runs"), address="auto", wait=9, **machines)
 
 
 def test_the_driver_adds_what_only_the_cluster_knows(sweep: Path) -> None:
@@ -134,6 +133,22 @@ def test_the_driver_adds_what_only_the_cluster_knows(sweep: Path) -> None:
     assert words[4:] == [
         "resources.address=auto", "resources.hosts=4", "resources.threads=2", "tracking.uri=http://mlflow:5000"
     ]  # fmt: skip
+
+
+def test_the_driver_waits_for_its_nodes_and_has_them_examined(sweep: Path) -> None:
+    words = [
+        "doctor",
+        "--dir",
+        "/shared/runs",
+        "--address",
+        "auto",
+        "--nodes",
+        "--expect",
+        "1",
+        "--wait",
+        "9",
+    ]
+    assert doctor_arguments(drive(sweep)) == words
 
 
 def test_the_driver_leaves_alone_what_the_file_decides(sweep: Path) -> None:
