@@ -18,7 +18,7 @@ name: full
 run:
   backbone: {name: vit-digits, weights: random}
   method: {name: lora, rank: 2}
-  train: {steps: 200, batch: 4, eval_every: 50, checkpoint_every: 2}
+  train: {steps: 80, batch: 4, eval_every: 20, checkpoint_every: 2}
 space: {optim.lr: {values: [0.001, 0.002, 0.003, 0.004]}}
 backend: in-process
 resources: {slots: 2, threads: 1}

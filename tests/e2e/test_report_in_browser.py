@@ -14,6 +14,7 @@ from PIL import Image
 from sweeps.ledger import Entry
 from sweeps.report import write_report
 from tests.sweeps.made_sweeps import free_sweep, grid_sweep, trial, write_ledger
+from tests.sweeps.pages import Page
 from tests.sweeps.tracked import free_port
 
 pytestmark = pytest.mark.browser
@@ -155,8 +156,13 @@ def test_the_content_policy_stops_what_escaping_would_miss(
 
 
 @pytest.mark.slow
-def test_ten_thousand_trials_open(browser: Browser, tmp_path: Path) -> None:
-    page = write_report(write_ledger(tmp_path / "sweep", free_sweep(10_000)))
-    done = browser(page, "--dump-dom")
+def test_ten_thousand_trials_are_less_than_five_megabytes_and_open(browser: Browser, tmp_path: Path) -> None:
+    file = write_report(write_ledger(tmp_path / "sweep", free_sweep(10_000)))
+    assert file.stat().st_size < 5e6
+    page = Page(file.read_text())
+    assert len(page.of_class("curve")) <= 250
+    for drawn in (r"250 of \d+ curves are drawn", "2000 of 10000 trials are drawn", r"400 of \d+ are drawn"):
+        assert re.search(drawn, page.text)
+    done = browser(file, "--dump-dom")
     assert console(done) == []
     assert done.stdout.count("<tr><td>") >= 10_000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -26,7 +27,7 @@ def test_values_are_those_of_a_machine(tmp_path: Path) -> None:
 
 def test_samples_come_every_ten_seconds_at_most(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     moments = iter((100.0, 101.0, 109.9, 110.0, 110.2, 119.9, 131.0))
-    monkeypatch.setattr("sweeps.machine.time.monotonic", lambda: next(moments))
+    monkeypatch.setattr("sweeps.machine.time", SimpleNamespace(monotonic=lambda: next(moments)))
     taken: list[Mapping[str, float]] = []
     sampler = MachineSampler(taken.append, str(tmp_path))
     counts = []

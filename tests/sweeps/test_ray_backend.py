@@ -18,6 +18,7 @@ from sweeps.ray_backend.contract import HostPlan
 from tests.sweeps.scripted import ScriptedDirector, ScriptedTrainer
 
 SLOTS = 3
+TRIALS = [f"t-{index}" for index in range(14)]
 
 
 @pytest.fixture(scope="module")
@@ -34,18 +35,28 @@ Sweep = Callable[..., ScriptedDirector]
 @pytest.fixture
 def sweep(session: Any, tmp_path: Path) -> Sweep:
     """Runs named trials to the end on two hosts of three slots; gives the director."""
+    return sweep_in(session, tmp_path)
+
+
+def sweep_in(session: Any, own: Path) -> Sweep:
     from sweeps.ray_backend.drive import drive
 
     def run(*names: str, hosts: int = 2, slots: int = SLOTS, **options: Any) -> ScriptedDirector:
-        director = ScriptedDirector(tmp_path, names)
+        director = ScriptedDirector(own, names)
         on_event = options.pop("on_event", None)
         if on_event:
             director.on_event = lambda event: on_event(director, event)
-        plan = HostPlan(hosts, slots, options.pop("threads", 1), options.pop("folder", tmp_path))
+        plan = HostPlan(hosts, slots, options.pop("threads", 1), options.pop("folder", own))
         drive(director, session, plan, options.pop("on_idle", None), ScriptedTrainer)
         return director
 
     return run
+
+
+@pytest.fixture(scope="module")
+def calm(session: Any, tmp_path_factory: pytest.TempPathFactory) -> ScriptedDirector:
+    """The director after a sweep of two hosts of two threads, in which some trials were pruned."""
+    return sweep_in(session, tmp_path_factory.mktemp("calm"))(*TRIALS, *names("prune", 4), threads=2)
 
 
 def names(prefix: str, count: int) -> list[str]:
@@ -77,29 +88,42 @@ def is_running(process: int) -> bool:
     return True
 
 
-def test_every_trial_finishes_once_and_reports_every_step(sweep: Sweep) -> None:
-    trials = names("t", 14)
-    director = sweep(*trials)
-    assert director.done
-    assert [reported(director, trial) for trial in trials] == [[5, 10, 15, 20]] * len(trials)
-    assert [event.trial for event in director.events if isinstance(event, Finished)].count("t-3") == 1
+def test_every_trial_finishes_once_and_reports_every_step(calm: ScriptedDirector) -> None:
+    assert calm.done
+    assert [reported(calm, trial) for trial in TRIALS] == [[5, 10, 15, 20]] * len(TRIALS)
+    finished = [event.trial for event in calm.events if isinstance(event, Finished)]
+    assert sorted(finished) == sorted(TRIALS)
 
 
-def test_no_trial_is_asked_before_a_slot_is_free(sweep: Sweep) -> None:
-    director = sweep(*names("t", 20), *names("prune", 4))
-    assert director.most_active == 2 * SLOTS
+def test_a_pruned_trial_stops_at_its_report(calm: ScriptedDirector) -> None:
+    assert [reported(calm, trial) for trial in names("prune", 4)] == [[5]] * 4
 
 
-def test_a_slot_refills_while_its_neighbour_runs_on(sweep: Sweep) -> None:
-    director = sweep("slow", *names("t", 6), hosts=1, slots=2)
+def test_no_trial_is_asked_before_a_slot_is_free(calm: ScriptedDirector) -> None:
+    assert calm.most_active == 2 * SLOTS
+
+
+def test_both_hosts_get_trials(calm: ScriptedDirector) -> None:
+    used = [calm.hosts[trial] for trial in TRIALS[: 2 * SLOTS]]
+    assert used.count(["host-0"]) == used.count(["host-1"]) == SLOTS
+
+
+def test_a_host_has_the_threads_that_were_asked_for_and_jemalloc(calm: ScriptedDirector) -> None:
+    reports = [event for event in calm.events if isinstance(event, Reported)]
+    assert {event.metrics["omp"] for event in reports} == {2.0}
+    assert {event.metrics["jemalloc"] for event in reports} == {float(sys.platform == "linux")}
+
+
+def test_no_host_outlives_its_sweep(calm: ScriptedDirector) -> None:
+    assert all_end(calm)
+
+
+def test_a_slot_refills_while_its_neighbour_runs_on_and_the_display_is_called(sweep: Sweep) -> None:
+    calls: list[int] = []
+    director = sweep("slow", *names("t", 6), hosts=1, slots=2, on_idle=lambda: calls.append(1))
     order = [event.trial for event in director.events if isinstance(event, Finished)]
     assert order == [*names("t", 6), "slow"]
-
-
-def test_both_hosts_get_trials(sweep: Sweep) -> None:
-    director = sweep(*names("t", 6))
-    used = [director.hosts[trial] for trial in names("t", 6)]
-    assert used.count(["host-0"]) == used.count(["host-1"]) == SLOTS
+    assert len(calls) > 3
 
 
 def test_tune_sees_every_report_of_every_trial(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,12 +158,6 @@ def test_tune_does_not_pile_up_trials_that_ended(sweep: Sweep, monkeypatch: pyte
     assert kept[-1] == 0
 
 
-def test_a_pruned_trial_stops_and_its_slot_goes_to_the_next(sweep: Sweep) -> None:
-    director = sweep("prune-0", "t-0", "t-1", hosts=1, slots=1)
-    assert reported(director, "prune-0") == [5]
-    assert director.ended(Finished) == {"t-0", "t-1"}
-
-
 def test_a_killed_host_loses_its_trials_only_for_a_while(sweep: Sweep) -> None:
     director = sweep("kill", "slow-a", "slow-b", "slow-c", slots=2)
     lost = {event.trial for event in director.events if isinstance(event, Failed)}
@@ -170,19 +188,19 @@ def test_a_lost_trial_does_not_wait_for_a_host_that_cannot_start(
     assert len(set(director.hosts["kill"])) == 2
 
 
-def test_a_lost_trial_goes_on_from_its_checkpoint(sweep: Sweep) -> None:
+def test_a_lost_trial_goes_on_from_its_checkpoint_and_its_reason_is_one_line(
+    sweep: Sweep, capfd: pytest.CaptureFixture[str]
+) -> None:
     director = sweep("kill", hosts=1, slots=1)
     assert director.attempts == {"kill": 2}
     [loss] = [index for index, event in enumerate(director.of("kill")) if isinstance(event, Failed)]
     after = [event.step for event in director.of("kill")[loss + 1 :] if isinstance(event, Reported)]
     assert after == [15, 20]  # it was killed at step 12, and step 10 was on disk
-
-
-def test_the_reason_of_a_loss_names_the_host_and_fits_a_line(sweep: Sweep) -> None:
-    director = sweep("kill", hosts=1, slots=1)
-    [failure] = [event for event in director.events if isinstance(event, Failed)]
+    failure = director.of("kill")[loss]
+    assert isinstance(failure, Failed)
     assert failure.reason.startswith("host-0 ended with 1 trials: ")
     assert "\n" not in failure.reason
+    assert capfd.readouterr().out == "", "Ray has nothing to say on stdout"
 
 
 def test_a_trial_that_always_kills_its_host_ends_and_the_sweep_goes_on(sweep: Sweep) -> None:
@@ -198,38 +216,10 @@ def test_an_exception_in_the_loop_of_a_host_loses_its_trials_only_for_a_while(sw
     assert any("scripted to break the loop" in reason for reason in reasons)
 
 
-@pytest.mark.parametrize("odd", ["nan", "bare"], ids=["NaN", "no metric"])
-def test_an_odd_report_does_not_end_the_sweep(sweep: Sweep, odd: str) -> None:
-    director = sweep(odd, "t-0", hosts=1)
-    assert director.ended(Finished) == {odd, "t-0"}
-
-
-def test_a_diverged_trial_is_failed_and_its_neighbours_finish(sweep: Sweep) -> None:
-    director = sweep("diverge", "t-0", hosts=1)
+def test_odd_reports_end_no_sweep_and_a_diverged_trial_only_itself(sweep: Sweep) -> None:
+    director = sweep("nan", "bare", "diverge", "t-0", hosts=1, slots=4)
     assert director.ended(Failed) == {"diverge"}
-    assert director.ended(Finished) == {"t-0"}
-
-
-def test_a_host_has_the_threads_that_were_asked_for_and_jemalloc(sweep: Sweep) -> None:
-    director = sweep("t-0", hosts=1, threads=2)
-    reports = [event for event in director.events if isinstance(event, Reported)]
-    assert {event.metrics["omp"] for event in reports} == {2.0}
-    assert {event.metrics["jemalloc"] for event in reports} == {float(sys.platform == "linux")}
-
-
-def test_no_host_outlives_its_sweep(sweep: Sweep) -> None:
-    assert all_end(sweep(*names("t", 6)))
-
-
-def test_ray_says_nothing_on_stdout(sweep: Sweep, capfd: pytest.CaptureFixture[str]) -> None:
-    sweep("kill", hosts=1)
-    assert capfd.readouterr().out == ""
-
-
-def test_the_display_is_called_while_trials_run(sweep: Sweep) -> None:
-    calls: list[int] = []
-    sweep("slow", hosts=1, on_idle=lambda: calls.append(1))
-    assert len(calls) > 3
+    assert director.ended(Finished) == {"nan", "bare", "t-0"}
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -17,36 +16,9 @@ from sweeps.ledger import Entry, SweepView
 from sweeps.report import summary, write_report
 from sweeps.report.page import render
 from tests.sweeps.made_sweeps import free_sweep, grid_sweep, trial, view_of, write_ledger
+from tests.sweeps.pages import Page
 
-VOID = {"meta", "link"}
 EVIL = "<script>alert(1)</script>\"'&"
-
-
-class Page(HTMLParser):
-    """What a page holds: elements with their attributes, and text outside of scripts and styles."""
-
-    def __init__(self, markup: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.text = ""
-        self.feed(markup)
-        assert self.open == [], "elements that are not closed"
-
-    def handle_starttag(self, name: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.tags.append((name, dict(attributes)))
-        if name not in VOID:
-            self.open.append(name)
-
-    def handle_endtag(self, name: str) -> None:
-        assert self.open.pop() == name
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] not in ("script", "style"):
-            self.text += data
-
-    def of_class(self, word: str) -> list[dict[str, str | None]]:
-        return [attributes for _, attributes in self.tags if word in (attributes.get("class") or "").split()]
 
 
 @pytest.fixture(scope="module")
@@ -198,19 +170,6 @@ def test_page_refers_to_nothing_outside_itself(grid: Page) -> None:
         assert (attributes.get("href") or "data:,") == "data:,", name
     assert "url(#curves-frame)" in render(view_of(grid_sweep()))
     assert not re.search(r"@import|url\((?!#)|https?://", render(view_of(grid_sweep())))
-
-
-@pytest.mark.slow
-def test_ten_thousand_trials_stay_below_five_megabytes() -> None:
-    view = view_of(free_sweep(10_000))
-    markup = render(view)
-    assert len(markup.encode()) < 5e6
-    assert markup.count("<tr><td>") >= 10_000
-    page = Page(markup)
-    assert len(page.of_class("curve")) <= 250
-    assert re.search(r"250 of \d+ curves are drawn", page.text)
-    assert re.search(r"2000 of 10000 trials are drawn", page.text)
-    assert re.search(r"400 of \d+ are drawn", page.text)
 
 
 def test_conditional_keys_leave_no_hole() -> None:
