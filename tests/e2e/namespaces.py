@@ -87,7 +87,10 @@ class Network:
         holder = subprocess.Popen(["ip", "netns", "exec", name, "unshare", "-m", "sh", "-c", own])
         node = Node(name, address, holder)
         self.nodes.append(node)
-        time.sleep(0.5)  # until both are mounted
+        comm = Path(f"/proc/{holder.pid}/comm")
+        while comm.read_text() != "sleep\n":  # until both are mounted
+            assert holder.poll() is None, f"no file systems of its own for {name}"
+            time.sleep(0.01)
         node.ray = self.start(node, *self._ray(node, cpus))
         return node
 

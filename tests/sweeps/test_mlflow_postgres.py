@@ -18,10 +18,9 @@ from sweeps.mlflow_recorder import MlflowRecorder, check_reachable, sync
 from sweeps.tracking import STATE_NAME
 from tests.needs import missing
 from tests.sweeps import tracked
-from tests.sweeps.tracked import free_port, rows_at, rows_due, runs_at
+from tests.sweeps.tracked import PATIENCE_S, free_port, rows_at, rows_due, runs_at
 
 PASSWORD = "hunter2"
-PATIENCE_S = 240.0
 pytestmark = pytest.mark.slow
 
 

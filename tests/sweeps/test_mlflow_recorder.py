@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,9 +22,7 @@ from sweeps.ledger import Entry, Ledger
 from sweeps.mlflow_recorder import MlflowRecorder, sync
 from sweeps.tracking import STATE_NAME
 from tests.sweeps import tracked
-from tests.sweeps.tracked import rows_at, rows_due, runs_at, sweep_at, trials_at
-
-PATIENCE_S = 240.0
+from tests.sweeps.tracked import PATIENCE_S, rows_at, rows_due, runs_at, sweep_at, trials_at, wait_for
 
 
 def record(folder: Path, *parts: list[Entry], **options: Any) -> MlflowRecorder:
@@ -279,13 +276,6 @@ def test_a_missing_adapter_is_told_and_holds_up_nothing(
     recorder = record(sweep_folder, [tracked.FIRST, *entries])
     assert trials_at(recorder.uri)["f"].info.status == "FINISHED"
     assert "the adapter's folder" in caplog.text
-
-
-def wait_for(fact: Any) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while not fact():
-        assert time.monotonic() < end
-        time.sleep(0.1)
 
 
 FOLLOW = """

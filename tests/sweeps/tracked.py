@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,8 @@ from sweeps.ledger import Entry, read_lines
 if TYPE_CHECKING:  # collecting these tests does not import mlflow
     from mlflow.entities import Run
 
+#: Longest wait for MLflow, in seconds (choice: a loaded machine takes tens of seconds to start a server).
+PATIENCE_S = 240.0
 # Trial, metric, step, time in ms, value: what MLflow keeps of a point.
 Row = tuple[str, str, int, int, float]
 FIRST = Entry(
@@ -166,3 +168,11 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
+
+
+def wait_for(fact: Callable[[], bool]) -> None:
+    """Until something is so, for at most `PATIENCE_S`."""
+    end = time.monotonic() + PATIENCE_S
+    while not fact():
+        assert time.monotonic() < end
+        time.sleep(0.05)
