@@ -57,8 +57,7 @@ def test_an_outage_loses_and_doubles_no_point(
     assert rows_at(mlflow_server.uri) == rows_due(folder)
     assert {run.info.status for run in runs_at(mlflow_server.uri)} == {"FINISHED"}
     warnings = [row.getMessage() for row in caplog.records if row.name == "sweeps.follower"]
-    assert len(warnings) == 1
-    assert "does not take records" in warnings[0]
+    assert len([said for said in warnings if "does not take records" in said]) == 1, warnings
 
 
 @pytest.mark.slow

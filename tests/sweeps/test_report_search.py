@@ -14,10 +14,10 @@ from sweeps.config import SweepConfig
 from sweeps.ledger import SweepView
 from sweeps.report import LiveTable, summary
 from sweeps.report.page import render
+from tests.sweeps.pages import Page
 from tests.sweeps.simulated import SimulatedHost, run, sweep
 from tests.sweeps.test_pareto import by_rank, several
 from tests.sweeps.test_population import LearningHost, pbt
-from tests.sweeps.test_report_page import Page
 
 
 @pytest.fixture(scope="module")
