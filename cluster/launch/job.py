@@ -119,7 +119,7 @@ class Job:
             ("--partition", self.partition, _WORD, "letters, digits, ., _ and -"),
             ("--account", self.account, _WORD, "letters, digits, ., _ and -"),
             ("--address", self.address, _URL, "http://host:port of the dashboard, without a password"),
-            ("--image", self.image, _IMAGE, "a container image's name"),
+            ("--image", self.image, _IMAGE, "an image's name"),
             ("--claim", self.claim, _WORD, "letters, digits, ., _ and -"),
             ("--namespace", self.namespace, _WORD, "letters, digits, ., _ and -"),
             ("--spot", self.spot, _LABEL, "key=value of a label of nodes"),
