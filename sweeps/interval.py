@@ -1,11 +1,11 @@
-"""The few statistics that a sweep's answer rests on. scipy is imported only when one is needed."""
+"""The few statistics that a sweep's answer rests on. scipy, slow to import, only where t is needed."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import NormalDist, fmean, stdev
 
 __all__ = ["LEVEL", "Difference", "Interval", "difference", "holm", "t_interval", "wilson"]
 
@@ -69,9 +69,7 @@ def wilson(fraction: float, examples: int, level: float = LEVEL) -> Interval:
     References:
         [1] Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 1927.
     """
-    from scipy.stats import norm
-
-    z = float(norm.ppf(0.5 + level / 2))
+    z = NormalDist().inv_cdf(0.5 + level / 2)
     centre = (fraction + z**2 / (2 * examples)) / (1 + z**2 / examples)
     spread = math.sqrt(fraction * (1 - fraction) / examples + z**2 / (4 * examples**2))
     half = z * spread / (1 + z**2 / examples)
