@@ -55,37 +55,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return MachineError.exit_status
 
 
-def find_verbs() -> dict[str, Verb]:
+Offered = Sequence[tuple[str, Verb | Follower]]
+
+
+def find_verbs(offered: Offered | None = None) -> dict[str, Verb]:
     """Every verb by name: this package's own, then those that other packages offer as entry points.
 
     Raises:
         MachineError: If two packages offer a verb of the same name.
     """
     found = {verb.name: verb for verb in VERBS}
-    for package, offered in offers("replora.commands"):
-        for verb in offered:
-            if isinstance(verb, Follower):
-                continue
-            if found.setdefault(verb.name, verb) is not verb:
-                raise MachineError(f"two packages offer the verb {verb.name}; one of them is {package}.")
+    for package, verb in _offered() if offered is None else offered:
+        if isinstance(verb, Verb) and found.setdefault(verb.name, verb) is not verb:
+            raise MachineError(f"two packages offer the verb {verb.name}; one of them is {package}.")
     return found
 
 
-def _follow(verb: Verb, options: argparse.Namespace, answer: Answer) -> None:
+def _offered() -> Offered:
+    """What other packages offer, each with the package's name."""
+    return [(package, item) for package, items in offers("replora.commands") for item in items]
+
+
+def _follow(offered: Offered, verb: Verb, options: argparse.Namespace, answer: Answer) -> None:
     """Lets other packages do what they have to do after a verb."""
-    for _, offered in offers("replora.commands"):
-        for follower in offered:
-            if isinstance(follower, Follower) and follower.verb == verb.name:
-                try:
-                    words = follower.run(options, answer)
-                except (ReploraError, OSError) as error:  # the verb has done what it was asked for
-                    words = f"{type(error).__name__}: {error}"
-                if words:
-                    _note(words)
+    for _, follower in offered:
+        if isinstance(follower, Follower) and follower.verb == verb.name:
+            try:
+                words = follower.run(options, answer)
+            except (ReploraError, OSError) as error:  # the verb has done what it was asked for
+                words = f"{type(error).__name__}: {error}"
+            if words:
+                _note(words)
 
 
 def _dispatch(words: list[str], *, is_program: bool) -> int:
-    verbs = find_verbs()
+    offered = _offered()
+    verbs = find_verbs(offered)
     if not words or words[0] in ("-h", "--help", "help"):
         sys.stdout.write(_overview(verbs))
         return 0 if words else ConfigError.exit_status
@@ -107,7 +112,7 @@ def _dispatch(words: list[str], *, is_program: bool) -> int:
     _print(answer, options.json)
     if _leads() and answer.status == 0:
         with _stdout_for_the_answer(options.json):
-            _follow(verb, options, answer)
+            _follow(offered, verb, options, answer)
     return answer.status
 
 
