@@ -3,9 +3,9 @@
 The grid is that of `sweeps/spaces/digits-grid.yaml` (learning rate x weight decay) on the digits ViT:
 same model, data, steps, batch and evaluations on both sides, each started cold as from a shell, so that
 Python's imports and Ray's start count. What a machine does once and remembers (pre-training the small ViT,
-measuring which packs pay) is done before, in sweeps that are printed but not counted. Ours trains RepLoRA
-on packs and records every trial in its ledger and in MLflow; the peer trains PEFT's LoRA, which is cheaper,
-one trial per core with one thread, with fused AdamW and without tracking.
+measuring which packs pay, MLflow's schema) is done before, in sweeps that are printed but not counted.
+Ours trains RepLoRA on packs and records every trial in its ledger and in MLflow; the peer trains PEFT's
+LoRA, which is cheaper, one trial per core with one thread, with fused AdamW and without tracking.
 
 Rows (ratio = the peer's time / ours):
     vs-tune-default    against Tune as it comes, a process per trial, batch 16: at least 4.0
