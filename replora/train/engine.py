@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -99,8 +99,7 @@ class ShardedSlot:
         )
         wanted = slot_json(config, value.numel())
         self._engine = _initialized(self._flat, client, wanted)
-        found = {"gradient_clipping": self._engine.gradient_clipping()}
-        _check(self._engine, wanted, found)
+        _check(self._engine, wanted)
         self._client = client
         [self._part] = client.param_groups[0]["params"]
         first, second = (self._own(moment) for moment in moments)
@@ -223,7 +222,7 @@ class _SharedFeatures:
         root = _Root(self._backbone, model)
         wanted = base_json(self._config, self._backbone.width)
         root.engine = _initialized(root, None, wanted)
-        _check(root.engine, wanted, {})
+        _check(root.engine, wanted)
         for parameter in _read_from_outside(model):
             deepspeed.zero.register_external_parameter(root, parameter)
         return root
@@ -255,34 +254,31 @@ def _initialized(module: nn.Module, client: torch.optim.Optimizer | None, wanted
     return _deepspeed().initialize(model=module, optimizer=client, config=wanted)[0]
 
 
-def _check(engine: Any, wanted: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """DeepSpeed completes and corrects what it is given; what it took must be what the run says.
+def _check(engine: Any, wanted: Mapping[str, Any]) -> None:
+    """DeepSpeed completes and corrects what it is given; what it took must hold all that the run says.
 
     Raises:
         MachineError: Naming what differs.
     """
-    zero = wanted["zero_optimization"]
-    taken = {
-        "train_batch_size": engine.train_batch_size(),
-        "train_micro_batch_size_per_gpu": engine.train_micro_batch_size_per_gpu(),
-        "gradient_accumulation_steps": engine.gradient_accumulation_steps(),
-        "zero_optimization.stage": engine.zero_optimization_stage(),
-        "zero_optimization.offload_optimizer": engine.zero_offload_optimizer() is not None,
-        "zero_optimization.offload_param": engine.zero_offload_param() is not None,
-        **found,
-    }
-    asked = {
-        **{name: wanted.get(name) for name in taken},
-        "zero_optimization.stage": zero["stage"],
-        "zero_optimization.offload_optimizer": "offload_optimizer" in zero,
-        "zero_optimization.offload_param": "offload_param" in zero,
-    }
-    differing = [f"{name}: {asked[name]} -> {taken[name]}" for name in taken if taken[name] != asked[name]]
+    zero = engine._config.zero_config.model_dump(by_alias=True, mode="json")
+    bf16 = {"enabled": engine.bfloat16_enabled()}
+    taken = {**vars(engine._config), "zero_optimization": zero, "bf16": bf16}
+    differing = [f"{name}: {asked} -> {found}" for name, asked, found in _compared(wanted, taken)]
     if differing:
         raise MachineError(
             f"DeepSpeed took another configuration than the run's: {'; '.join(differing)}.\n"
             "  Use a DeepSpeed release that docs/engine.md names."
         )
+
+
+def _compared(wanted: Mapping[str, Any], taken: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Dotted name, wanted value and taken value of all that differs."""
+    for name, asked in wanted.items():
+        found = taken.get(name)
+        if isinstance(asked, Mapping):
+            yield from ((f"{name}.{inner}", *values) for inner, *values in _compared(asked, found or {}))
+        elif asked != found:
+            yield name, asked, found
 
 
 def _place(config: RunConfig) -> str | None:

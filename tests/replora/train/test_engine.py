@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from replora.config import RunConfig
-from replora.errors import ConfigError, RunFailedError
+from replora.errors import ConfigError, MachineError, RunFailedError
+from replora.train import engine
 from replora.train.checkpoint import read_checkpoint
 from replora.train.engine import base_json, slot_json
 from replora.train.gang import run_ranks
@@ -156,6 +157,24 @@ def test_json_of_the_base_says_what_its_run_says(config: RunConfig) -> None:
     made = base_json(with_engine(config, zero=3, offload="base"), 32)
     assert made["zero_optimization"]["offload_param"]["device"] == "cpu"
     assert made["bf16"] == {"enabled": False}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"gradient_clipping": 9.0}, r"gradient_clipping: 0\.5 -> 9\.0"),
+        ({"zero_optimization": {"stage": 1}}, r"zero_optimization\.reduce_bucket_size: \d+ -> 500000000"),
+    ],
+)
+def test_a_deepspeed_that_takes_another_configuration_is_refused(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Any, words: str
+) -> None:
+    made = engine._initialized
+    monkeypatch.setattr(
+        engine, "_initialized", lambda module, client, wanted: made(module, client, {**wanted, **change})
+    )
+    with pytest.raises(MachineError, match=words):
+        trained(with_engine(config, zero=1), tmp_path)
 
 
 def test_a_killed_rank_ends_the_run_and_is_named(config: RunConfig, tmp_path: Path) -> None:
