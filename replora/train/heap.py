@@ -9,7 +9,7 @@ which clears its pages for the next one. Two heaps keep freed memory:
                out of larger blocks and hands the cut-off pieces to whatever is small, so a hole that a tensor
                leaves is too small for the next one of its size, and the heap grows.
 
-What each holds on top of the tensors: docs/log.md, "the heap".
+What each holds on top of the tensors, and what else was tried: docs/decisions/0012.
 """
 
 from __future__ import annotations

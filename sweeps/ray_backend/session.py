@@ -22,7 +22,7 @@ from sweeps.ray_backend.leftovers import new_folder, remove_leftovers
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # known: usage statistics are on by default
 os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")  # its kills end a sweep; hosts fail alone instead
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a host without GPU asks for "cpu" by name
-if heap.environment():  # Ray preloads its own jemalloc, and takes it away from workers unless told not to
+if heap.heap_of_trials() == "jemalloc":  # Ray takes its own away from workers unless it is told not to
     os.environ.setdefault("RAY_LD_PRELOAD_ON_WORKERS", "1")
     os.environ.setdefault("MALLOC_CONF", heap.CONF)
 
