@@ -6,12 +6,15 @@ from collections.abc import Iterator, Sequence
 
 from replora.config import (
     AdapterMethod,
+    CommonsenseTask,
     FullMethod,
     GeneratedMethod,
     HoraMethod,
+    LinearProbeMethod,
     LowRankMethod,
     MethodConfig,
     RunConfig,
+    TextToTextTask,
 )
 from replora.faults import Fault, config_error
 from replora.models import BACKBONES
@@ -50,7 +53,8 @@ def run_faults(config: RunConfig) -> list[Fault]:
             Fault(("backbone", "name"), text, f"{nearest(name, BACKBONES)}Names: {', '.join(BACKBONES)}.")
         ]
     shape = shapes_of(name)
-    return [*engine_faults(config), *(misfits(config, shape.targets) if shape else ())]
+    fit = misfits(config, shape.targets) if shape else _headless_probe(config)
+    return [*engine_faults(config), *fit]
 
 
 def engine_faults(config: RunConfig) -> Iterator[Fault]:
@@ -85,7 +89,16 @@ def engine_faults(config: RunConfig) -> Iterator[Fault]:
 
 def misfits(config: RunConfig, targets: Sequence[TargetLike]) -> Iterator[Fault]:
     """Every fault that `check_fits` looks for, to be placed in a file by its keys."""
+    yield from _headless_probe(config)
     yield from method_faults(config.method, targets)
+
+
+def _headless_probe(config: RunConfig) -> Iterator[Fault]:
+    if isinstance(config.method, LinearProbeMethod) and isinstance(
+        config.task, CommonsenseTask | TextToTextTask
+    ):
+        text = f"method.name: linear-probe trains the task's head, and the task {config.task.name} has none."
+        yield Fault(("method", "name"), text, "Choose another method.")
 
 
 def method_faults(method: MethodConfig, targets: Sequence[TargetLike]) -> Iterator[Fault]:

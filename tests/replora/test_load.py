@@ -344,3 +344,9 @@ def test_the_order_of_keys_is_no_difference_and_the_end_of_a_long_list_is_one() 
 
 def test_difference_of_methods_shows_fields_that_one_lacks() -> None:
     assert "method.hidden: 16 -> (none)" in diff(RunConfig(), RunConfig(method=LoraMethod()))
+
+
+@pytest.mark.parametrize("run", ["llama-7b-commonsense-lora", "vl-bart-image-text-to-text-lora"])
+def test_a_linear_probe_of_a_task_without_a_head_is_refused(run: str) -> None:
+    with pytest.raises(ConfigError, match="linear-probe trains the task's head"):
+        load_run(find_run(run), ["method.name=linear-probe"])
