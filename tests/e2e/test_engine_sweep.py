@@ -78,6 +78,8 @@ def test_gangs_of_zero_3_whose_driver_is_killed_give_the_answer_of_plain_hosts(
 ) -> None:
     folder = tmp_path / "sweep"
     orphans += killed_when(command(file, folder, 3), folder, "checkpointed", 1)
+    _, alive = psutil.wait_procs(orphans, timeout=30)
+    assert not alive, "ranks outlive their driver"
     answer(replora("resume", str(folder), "--json"))
     assert_same_answer(folder, plain)
     starts = [line for line in read_lines(folder) if line["event"] == "started" and line["attempt"] > 1]
