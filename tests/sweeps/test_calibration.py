@@ -64,10 +64,11 @@ def test_hosts_follow_gpus_where_there_are_any(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_measurement_is_taken_once(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = calibrated_layout(sweep())
+    random = sweep(run={"backbone": {"weights": "random"}, "train": {"batch": 4}})  # no training beforehand
+    first = calibrated_layout(random)
     assert [path.name.startswith("pack-rates-") for path in own_cache.glob("*.json")] == [True]
     monkeypatch.setattr(calibration, "_measure", lambda *_: pytest.fail("measured again"))
-    assert calibrated_layout(sweep()) == first == remembered_layout(sweep())
+    assert calibrated_layout(random) == first == remembered_layout(random)
 
 
 def test_a_damaged_memory_is_measured_again(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
