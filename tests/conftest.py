@@ -1,7 +1,7 @@
 """What every test stands on: one thread, no network, no telemetry, one cache for the whole session.
 
-`make test` runs the files on two processes (pytest-xdist). What is dear and never changes is made once for
-both, in the folder `shared`; everything else is a process's own.
+`make test` runs the files on two processes (pytest-xdist). They share the cache (pre-trained weights,
+MLflow's schema, what was measured), which the product guards; everything else is a process's own.
 """
 
 from __future__ import annotations
@@ -25,21 +25,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
-@pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of the whole session, whatever the number of processes that run its tests."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
 @pytest.fixture(scope="session", autouse=True)
-def session_cache(shared: Path) -> Iterator[Path]:
-    """Folder of pre-trained weights: made once in a session, never the user's own cache."""
+def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The product's cache: one for all processes of a session, never the user's own."""
+    base = tmp_path_factory.getbasetemp()
     with pytest.MonkeyPatch.context() as patch:
         if "REPLORA_CACHE" not in os.environ:
-            patch.setenv("REPLORA_CACHE", str(shared / "cache"))
+            whole = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+            patch.setenv("REPLORA_CACHE", str(whole / "cache"))
         yield Path(os.environ["REPLORA_CACHE"])
 
 

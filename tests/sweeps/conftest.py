@@ -9,26 +9,21 @@ from pathlib import Path
 import pytest
 
 from sweeps.ledger import Ledger
-from sweeps.tracking import hold
 from tests.sweeps.tracked import Server, free_port, toy_sweep
 
 
 @pytest.fixture(scope="session")
-def mlflow_schema(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def mlflow_schema(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty MLflow database, so that only one test pays for creating its tables."""
     from sweeps.mlflow_recorder import MlflowRecorder
 
-    schema = shared / "mlflow.db"
-    with hold(shared / "mlflow.lock", wait=True):
-        if not schema.exists():
-            folder = tmp_path_factory.mktemp("schema")
-            with Ledger.open(folder) as ledger:
-                ledger.append_all(toy_sweep(0))
-            recorder = MlflowRecorder(folder, experiment="schema")
-            recorder.start()
-            assert recorder.close(120) == 0
-            (folder / "mlflow.db").rename(schema)
-    return schema
+    folder = tmp_path_factory.mktemp("schema")
+    with Ledger.open(folder) as ledger:
+        ledger.append_all(toy_sweep(0))
+    recorder = MlflowRecorder(folder, experiment="schema")
+    recorder.start()
+    assert recorder.close(120) == 0
+    return folder / "mlflow.db"
 
 
 @pytest.fixture
