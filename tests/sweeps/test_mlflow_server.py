@@ -100,6 +100,7 @@ def test_what_a_lost_server_missed_is_counted_and_synced(
     assert recorder.close(1.0) == sum(rows_due(folder).values()) - there
     assert time.monotonic() - begin < 30  # MLflow itself would try for minutes
     assert f"replora sync {folder}" in caplog.text
+    end_of("mlflow-recorder")
     with pytest.raises(TrackingError, match="cannot be used: Connection refused"):
         sync(folder)
     mlflow_server.start()
@@ -126,7 +127,7 @@ def test_a_server_that_hangs_holds_up_neither_start_nor_close(tmp_path: Path) ->
 
 
 def end_of(name: str) -> None:
-    """Waits for a thread that outlived `close` in a call which the closed socket now ends."""
+    """Waits for a thread that outlived `close`, in a call that ends by itself soon."""
     for thread in threading.enumerate():
         if thread.name == name:
             thread.join(60)
