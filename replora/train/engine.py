@@ -9,6 +9,7 @@ once per step, after all micro-batches, as the gradient of `sum(values * gradien
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -129,8 +130,10 @@ class ShardedSlot:
         return first, second
 
     def close(self) -> None:
-        """Takes DeepSpeed's hooks off."""
+        """Takes DeepSpeed's hooks off and frees what it held, at once: an engine is a cycle of references."""
         self._engine.destroy()
+        vars(self).clear()
+        gc.collect()
 
     def _own(self, whole: Tensor) -> Tensor:
         """This rank's part of a vector `[P]`, padded as DeepSpeed pads."""
