@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from replora.config import (
     TrainConfig,
     VideoFolderTask,
 )
+from replora.models.base import Backbone
+from replora.tasks.base import Task
 from replora.train import ranks
 from replora.train.engine import load_base
 from replora.train.events import Checkpointed, Reported
@@ -111,6 +113,23 @@ def alone(config: RunConfig, folder: Path) -> dict[str, float]:
     return {name: metrics[name] for name in ("train_loss", "val_loss")}
 
 
+def in_turn(runs: Sequence[RunConfig], folder: Path) -> list[float]:
+    """Validation losses of packs of one that share a base and step in turn, evaluated after each step."""
+    base, task = _inputs(runs[0])
+    packs = [Pack(run, base, task, 1) for run in runs]
+    for number, (pack, run) in enumerate(zip(packs, runs, strict=True)):
+        pack.admit("one", run, folder / str(number))
+    events = [event for _ in range(runs[0].train.steps) for pack in packs for event in pack.step()]
+    return [event.metrics["val_loss"] for event in events if isinstance(event, Reported)]
+
+
+def turns(root: Path) -> list[RunConfig]:
+    """Two methods on one base."""
+    found = [cases(root)[name] for name in ("hora-llama", "adapter-llama")]
+    train = found[0].train.model_copy(update={"eval_every": 1})
+    return [run.model_copy(update={"train": train}) for run in found]
+
+
 def resaved(config: RunConfig, folder: Path) -> str:
     """The newest checkpoint of `one`, admitted and written again; gives its path."""
     pack = _pack(config)
@@ -119,11 +138,29 @@ def resaved(config: RunConfig, folder: Path) -> str:
 
 
 def _pack(config: RunConfig) -> Pack:
+    return Pack(config, *_inputs(config), 2)
+
+
+def _inputs(config: RunConfig) -> tuple[Backbone, Task]:
     from replora.tasks.load import load_task
 
     base = load_base(config, "cpu")
     task = load_task(config.task, precision=config.train.precision, device="cpu", processor=base.processor)
-    return Pack(config, base, task, 2)
+    return base, task
+
+
+def _gather_little_ahead() -> None:
+    """As for a large model: the end of a pass finds weights of the next one on their way."""
+    from replora.train import engine
+
+    made = engine.base_json
+
+    def small(config: RunConfig, width: int) -> dict[str, Any]:
+        wanted = made(config, width)
+        wanted["zero_optimization"]["stage3_prefetch_bucket_size"] = 100
+        return wanted
+
+    vars(engine)["base_json"] = small
 
 
 def every_stage(config: RunConfig, folder: Path, test: bool, say: Say) -> None:
@@ -142,6 +179,9 @@ def every_stage(config: RunConfig, folder: Path, test: bool, say: Say) -> None:
     say(("resaved", resaved(with_engine(config, zero=3), folder / "plain")))
     for name, run in cases(folder).items():
         say((name, alone(with_engine(run, ranks=2, zero=stage_of(run)), folder / name / "sharded")))
+    _gather_little_ahead()
+    runs = [with_engine(run, ranks=2, zero=3) for run in turns(folder)]
+    say(("in turn", in_turn(runs, folder / "in-turn")))
 
 
 def dying(config: RunConfig, folder: Path, test: bool, say: Say) -> None:

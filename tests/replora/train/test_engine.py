@@ -23,11 +23,13 @@ from tests.replora.train.gangs import (
     cases,
     dying,
     every_stage,
+    in_turn,
     loading,
     resaved,
     save_inputs,
     slots,
     trained,
+    turns,
     with_engine,
 )
 
@@ -94,6 +96,14 @@ def test_two_ranks_give_the_losses_of_the_plain_engine_for_every_method(
 ) -> None:
     expected = alone(cases(plain[0])[name], plain[0] / name / "plain")
     assert next(each[1] for each in said if each[0] == name) == pytest.approx(expected, rel=TOLERANCE)
+
+
+def test_packs_that_take_turns_on_a_shared_base_do_not_meet(
+    said: list[Any], plain: tuple[Path, dict[str, Any]]
+) -> None:
+    expected = in_turn(turns(plain[0]), plain[0] / "turns")
+    assert len(expected) == 4
+    assert next(each[1] for each in said if each[0] == "in turn") == pytest.approx(expected, rel=TOLERANCE)
 
 
 def test_losses_depend_on_what_is_trained(config: RunConfig, tmp_path: Path, plain: Any) -> None:
