@@ -12,8 +12,8 @@ from sweeps.ray_backend.contract import Task, Trainer
 __all__ = ["Admit", "Command", "HostLoop", "News", "Started", "Withdraw"]
 
 #: Longest time that a report waits for company, in seconds. Choice: short against a trial, long enough
-#: that the reports of one step of a pack reach the driver as one batch.
-BATCH_WAIT_S = 0.02
+#: that reports of short steps reach the driver together.
+BATCH_WAIT_S = 0.1
 
 
 @dataclass(frozen=True)

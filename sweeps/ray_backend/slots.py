@@ -273,7 +273,12 @@ class SlotActorManager:
             ended = {event.trial for _, event in news if isinstance(event, Finished | Failed)}
             news += self._lose(host, "its memory was used up, and only a fresh process has all of it", ended)
         events, stops = self._record(host, news)
+        told: dict[tuple[str, int], tuple[_Slot, Event]] = {}
         for slot, event in events:
+            slot.step = max(slot.step, event.step)
+            if event.trial in stops or not isinstance(event, Checkpointed):
+                told[slot.key] = slot, event  # of several reports Tune gets the newest: it decides nothing
+        for slot, event in told.values():
             self._todo.append(partial(self._tell, slot, event, event.trial in stops))
 
     def _lose(
@@ -322,15 +327,14 @@ class SlotActorManager:
     def _tell(self, slot: _Slot, event: Event, stop: bool) -> None:
         """Tells Tune of one event, where Tune has a word for it."""
         if slot.on_result is None or slot.on_error is None:
-            return  # stopped by an earlier event of the same batch
-        slot.step = max(slot.step, event.step)
+            return  # stopped in the meantime
         match event:
             case Failed():
                 slot.on_error(slot.tracked, TrialFailedError(f"{event.kind}: {event.reason}"))
             case Reported() | Finished():
                 done = {"done": True} if isinstance(event, Finished) else {STOP: stop}
                 slot.on_result(slot.tracked, {**event.metrics, "training_iteration": event.step, **done})
-            case Checkpointed() if stop:
+            case Checkpointed():
                 slot.on_result(slot.tracked, {"training_iteration": event.step, "done": True})
 
     def _flush(self) -> None:
