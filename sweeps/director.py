@@ -66,7 +66,6 @@ class Director:
         self._config = config
         self._ledger = ledger
         self._folder = ledger.path.parent
-        self._judges = config.pruner.name != "none" or config.search.name == "pbt"
         self._retries = Retries(config.max_failures, self.view.trials)
         self._started: dict[str, float] = {}
         self._halts: dict[str, str | None] = {}  # why a trial must stop; None: it waits for its population
@@ -82,6 +81,11 @@ class Director:
     def done(self) -> bool:
         """Nothing runs and nothing is left to ask."""
         return not (self._active or self._queue or self._suspects or self._agenda.left)
+
+    @property
+    def judges(self) -> bool:
+        """Whether a report may stop its trial."""
+        return self._config.pruner.name != "none" or self._config.search.name == "pbt"
 
     @property
     def limits(self) -> Limits:
@@ -164,7 +168,7 @@ class Director:
     def _parts(self, events: Sequence[Event]) -> Iterator[Sequence[Event]]:
         """The events, cut where a trial reports again that its report before may stop."""
         begin, reported = 0, set[str]()
-        for index, event in enumerate(events if self._judges else ()):
+        for index, event in enumerate(events if self.judges else ()):
             if isinstance(event, Reported) and event.trial in reported:
                 yield events[begin:index]
                 begin, reported = index, set()

@@ -56,4 +56,5 @@ def run(  # noqa: PLR0913 - the contract of both backends (docs/architecture.md)
         from sweeps.ray_backend.drive import drive
 
         memory_gib = None if address else _FOR_HOSTS * this_machine_gib() / (hosts * ranks)
-        drive(director, session, HostPlan(hosts, slots, threads, folder, memory_gib, ranks), on_idle)
+        plan = HostPlan(hosts, slots, threads, folder, memory_gib, ranks, prompt=director.judges)
+        drive(director, session, plan, on_idle)

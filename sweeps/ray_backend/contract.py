@@ -25,6 +25,7 @@ class HostPlan:
         folder: Of the sweep; every host must see it.
         memory_gib: What a process on CPUs may allocate; null sets no limit.
         ranks: Processes of one host, each a bundle of one placement group.
+        prompt: Whether the driver should hear of reports at once.
     """
 
     hosts: int
@@ -33,6 +34,7 @@ class HostPlan:
     folder: Path
     memory_gib: float | None = None
     ranks: int = 1
+    prompt: bool = False
 
 
 class Task(Assignment, Protocol):
@@ -55,6 +57,11 @@ class Director(Protocol):
     @property
     def done(self) -> bool:
         """Nothing runs and nothing is left to ask."""
+        ...
+
+    @property
+    def judges(self) -> bool:
+        """Whether a report may stop its trial."""
         ...
 
     @property

@@ -30,7 +30,7 @@ class HostActor:
     def __init__(self, factory: HostFactory, plan: HostPlan, device: str) -> None:
         os.environ["OMP_NUM_THREADS"] = str(plan.threads)  # OpenMP reads it when torch is first imported
         self._address = free_address(ray.util.get_node_ip_address()) if plan.ranks > 1 else ""
-        self._loop = HostLoop(lambda: _make_leader(factory, plan, device, self._address))
+        self._loop = HostLoop(lambda: _make_leader(factory, plan, device, self._address), prompt=plan.prompt)
 
     def address(self) -> str:
         """Where the ranks of this host meet."""

@@ -11,9 +11,11 @@ from sweeps.ray_backend.contract import Task, Trainer
 
 __all__ = ["Admit", "Command", "HostLoop", "News", "Started", "Withdraw"]
 
-#: Longest time that a report waits for company, in seconds. Choice: short against a trial, long enough
-#: that reports of short steps reach the driver together.
-BATCH_WAIT_S = 0.1
+#: Longest time that a report waits for others, in seconds. Choice: nobody sees it, and reports of short
+#: steps reach the driver together.
+BATCH_WAIT_S = 0.25
+#: The same where a report may stop its trial. Choice: the reports of one step of a pack travel together.
+PROMPT_WAIT_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,15 @@ class HostLoop:
     """Runs a `Trainer` in a thread of its own.
 
     `submit` and `poll` may be called from any thread; the trainer is only ever touched by the loop's.
+
+    Args:
+        make_trainer: Called in that thread.
+        prompt: Whether the driver should hear of reports at once, because they may stop their trials.
     """
 
-    def __init__(self, make_trainer: Callable[[], Trainer]) -> None:
+    def __init__(self, make_trainer: Callable[[], Trainer], *, prompt: bool = False) -> None:
         self._make_trainer = make_trainer
+        self._wait_s = PROMPT_WAIT_S if prompt else BATCH_WAIT_S
         self._changed = threading.Condition()
         self._commands: list[Command] = []
         self._news: News = []
@@ -71,14 +78,14 @@ class HostLoop:
     def poll(self) -> News:
         """Waits for news and gives all there is; nothing once the loop has ended.
 
-        Reports wait up to `BATCH_WAIT_S` for others.
+        Reports wait a moment for others.
 
         Raises:
             BaseException: Whatever ended the loop, for example an import that failed in its start.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._news or self._ended)
-            self._changed.wait_for(self._urgent, timeout=BATCH_WAIT_S)
+            self._changed.wait_for(self._urgent, timeout=self._wait_s)
             news, self._news = self._news, []
             if not news and self._error is not None:
                 raise self._error
@@ -93,9 +100,9 @@ class HostLoop:
         return not self._thread.is_alive()
 
     def _urgent(self) -> bool:
-        """A slot became free, or nothing more will come: the driver should know at once."""
-        ended = any(isinstance(event, Finished | Failed) for _, event in self._news)
-        return ended or self._ended
+        """A slot was taken or became free, or nothing more will come: the driver should know at once."""
+        changed = any(isinstance(event, Started | Finished | Failed) for _, event in self._news)
+        return changed or self._ended
 
     def _run(self) -> None:
         try:

@@ -54,6 +54,10 @@ class ScriptedDirector:
         return not (self.queue or self.active)
 
     @property
+    def judges(self) -> bool:
+        return True
+
+    @property
     def limits(self) -> Limits:
         return Limits(None, {})
 

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def sweep_in(session: Any, own: Path) -> Sweep:
         on_event = options.pop("on_event", None)
         if on_event:
             director.on_event = lambda event: on_event(director, event)
-        plan = HostPlan(hosts, slots, options.pop("threads", 1), options.pop("folder", own))
+        plan = HostPlan(hosts, slots, options.pop("threads", 1), options.pop("folder", own), prompt=True)
         drive(director, session, plan, options.pop("on_idle", None), ScriptedTrainer)
         return director
 
@@ -126,19 +127,24 @@ def test_a_slot_refills_while_its_neighbour_runs_on_and_the_display_is_called(sw
     assert len(calls) > 3
 
 
-def test_tune_sees_every_report_of_every_trial(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tune_sees_the_newest_report_of_each_batch(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     from sweeps.ray_backend.controller import DirectorScheduler
 
-    seen: list[tuple[str, int]] = []
-    original = DirectorScheduler.on_trial_result
+    seen: dict[str, list[int]] = defaultdict(list)
 
-    def spy(self: Any, controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        seen.append((trial.trial_id, result["training_iteration"]))
-        return original(self, controller, trial, result)
+    def spied(original: Callable[..., Any]) -> Callable[..., Any]:
+        def spy(self: Any, controller: Any, trial: Any, result: dict[str, Any]) -> Any:
+            seen[trial.trial_id].append(result["training_iteration"])
+            return original(self, controller, trial, result)
 
-    monkeypatch.setattr(DirectorScheduler, "on_trial_result", spy)
-    sweep(*names("t", 3), hosts=1)
-    assert sorted(seen) == [(f"t-{n}-1", step) for n in range(3) for step in (5, 10, 15, 20)]
+        return spy
+
+    for name in ("on_trial_result", "on_trial_complete"):
+        monkeypatch.setattr(DirectorScheduler, name, spied(getattr(DirectorScheduler, name)))
+    director = sweep(*names("t", 3), hosts=1)
+    for trial in names("t", 3):
+        batches = [[event.step for event in batch if event.trial == trial] for batch in director.batches]
+        assert seen[f"{trial}-1"] == [max(steps) for steps in batches if steps]
 
 
 def test_tune_does_not_pile_up_trials_that_ended(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:

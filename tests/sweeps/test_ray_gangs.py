@@ -38,7 +38,7 @@ def sweep(session: Any, folder: Path, *names: str, ranks: int = 2, hosts: int = 
     from sweeps.ray_backend.drive import drive
 
     director = ScriptedDirector(folder, names)
-    drive(director, session, HostPlan(hosts, 2, 1, folder, ranks=ranks), factory=ScriptedTrainer)
+    drive(director, session, HostPlan(hosts, 2, 1, folder, ranks=ranks, prompt=True), factory=ScriptedTrainer)
     return director
 
 

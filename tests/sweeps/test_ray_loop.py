@@ -18,7 +18,7 @@ from tests.sweeps.scripted import ScriptedTask, ScriptedTrainer
 
 @contextmanager
 def running(make: Callable[[], Trainer]) -> Iterator[HostLoop]:
-    loop = HostLoop(make)
+    loop = HostLoop(make, prompt=True)
     try:
         yield loop
     finally:
@@ -45,6 +45,16 @@ def test_reports_of_one_step_travel_in_one_batch(tmp_path: Path) -> None:
             batch for batch in batches if any(isinstance(e, Reported) and e.step == step for _, e in batch)
         ]
         assert len(holding) == 1
+
+
+def test_reports_that_stop_nobody_travel_together(tmp_path: Path) -> None:
+    patient = HostLoop(lambda: ScriptedTrainer(1, 1, "cpu"))
+    try:
+        patient.submit([task(tmp_path, "a")])
+        batches = until_finished(patient, 1)
+    finally:
+        patient.stop(5.0)
+    assert len(batches) < sum(isinstance(event, Reported) for batch in batches for _, event in batch)
 
 
 def test_every_event_carries_the_attempt_that_was_admitted(tmp_path: Path) -> None:
