@@ -24,7 +24,9 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--nodes", action="store_true", help="examine every node of the Ray cluster at --address, too"
     )
-    parser.add_argument("--expect", type=int, default=0, metavar="N", help="wait for so many nodes first")
+    parser.add_argument(
+        "--expect", type=int, default=0, metavar="N", help="wait for the head and so many nodes first"
+    )
     parser.add_argument("--wait", type=float, default=300, metavar="S", help="at most so long (default: 300)")
 
 
@@ -35,6 +37,10 @@ def _run(options: argparse.Namespace) -> Answer:
         raise ConfigError(
             "--nodes needs --address: host:port of the cluster's head, or auto on a node of it."
         )
+    if options.expect:
+        from cluster.doctor.network import await_ray
+
+        await_ray(options.address, options.wait)
     here = HERE.run(argparse.Namespace(**{**vars(options), "deep": False}))  # this machine is a node, too
     return here if here.status else _of_nodes(options, here)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ import psutil
 
 from cluster.doctor.finding import Finding, bad, doubtful, good
 
-__all__ = ["check_mlflow", "check_ports", "check_ray", "check_token", "interfaces"]
+__all__ = ["await_ray", "check_mlflow", "check_ports", "check_ray", "check_token", "interfaces"]
 
 _WAIT_S = 3.0
 #: Ray's head and its dashboard (known: Ray's defaults).
@@ -61,17 +62,31 @@ def check_ray(address: str) -> Finding:
     """Something listens at the address of a Ray head; `auto` is that of the Ray that runs on this machine."""
     if address == "auto":
         return good("ray", "auto: the one that this machine has joined")
-    host, _, port = address.rpartition(":")
-    if "://" in address or not host or not port.isdigit():
+    place = _place(address)
+    if place is None:
         return bad(
             "ray", f"{address} is not host:port", "Give the head's address, for example 10.0.0.1:6379."
         )
-    fault = _answers(host.strip("[]"), int(port))
+    fault = _answers(*place)
     if fault is not None:
         return bad(
             "ray", f"{address} does not answer: {fault}", "Start the head, or open the port to this machine."
         )
     return good("ray", f"{address} answers (what runs there is not asked)")
+
+
+def await_ray(address: str, wait_s: float) -> None:
+    """Returns once something listens at the address of a Ray head, or after so long: `check_ray` judges."""
+    end = time.monotonic() + wait_s
+    place = _place(address)
+    while place and _answers(*place) is not None and time.monotonic() < end:
+        time.sleep(0.5)
+
+
+def _place(address: str) -> tuple[str, int] | None:
+    """Host and port of `host:port`; None for anything else."""
+    host, _, port = address.rpartition(":")
+    return None if "://" in address or not host or not port.isdigit() else (host.strip("[]"), int(port))
 
 
 def check_token(environment: Mapping[str, str] = os.environ) -> Finding:

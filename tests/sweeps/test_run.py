@@ -220,7 +220,7 @@ def test_a_sweep_that_has_begun_goes_on_without_its_server(
     sweep_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("sweeps.run.RECORDER_S", 0.1)
-    interrupted(sweep_folder, local(), monkeypatch)
+    interrupted(sweep_folder, local(), monkeypatch, after=2)
     result = run_sweep(local(tracking={"uri": "http://127.0.0.1:9"}), sweep_folder)
     assert (result.view.closed, len(result.view.trials)) == ("done", 6)
     assert result.undelivered > 0

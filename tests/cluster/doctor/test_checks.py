@@ -154,8 +154,20 @@ def test_a_ray_head_that_answers_is_told_from_one_that_does_not() -> None:
     assert network.check_ray(f"127.0.0.1:{closed_port()}").state == "error"
 
 
+def test_a_head_that_starts_late_is_waited_for() -> None:
+    port = closed_port()
+    with socket.socket() as late:
+        late.bind(("127.0.0.1", port))
+        starter = threading.Timer(0.2, late.listen)
+        starter.start()
+        network.await_ray(f"127.0.0.1:{port}", wait_s=30)
+        starter.join()
+        assert network.check_ray(f"127.0.0.1:{port}").state == "ok"
+
+
 @pytest.mark.parametrize("address", ["head", "ray://head:10001", ":6379", "head:port"])
 def test_an_address_of_another_form_is_an_error(address: str) -> None:
+    network.await_ray(address, wait_s=1e9)  # nothing to wait for
     assert network.check_ray(address).state == "error"
 
 
