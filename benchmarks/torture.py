@@ -48,7 +48,7 @@ class Plan:
     slots: int = 8
 
 
-FULL = Plan(trials=50, steps=3000, kills=100, peer_kills=20, longest_s=2.0)
+FULL = Plan(trials=50, steps=4500, kills=100, peer_kills=20, longest_s=2.0)
 QUICK = Plan(trials=4, steps=120, kills=2, peer_kills=1, longest_s=0.2, slots=2)
 
 
