@@ -3,9 +3,10 @@
 A sweep of 50 trials (digits, batch 4, RepLoRA) loses its driver, its hosts and its tracking server to 100
 SIGKILLs, at random moments after it was seen to train again; after a driver's death `replora resume` goes
 on, and the server is started again on the same SQLite file. Beside it plain Ray Tune trains 50 PEFT-LoRA
-trials of the same length, a checkpoint as often, with `Tuner.restore` after a driver's death and
-`max_failures=-1`; its drivers and trial actors are killed after delays of the same plan. What is said: steps
-redone from checkpoints on, whether the table equals the undisturbed run's, and MLflow's points.
+trials, shorter ones (it trains two at a time and takes long to start again), with a checkpoint as often,
+`Tuner.restore` after a driver's death and `max_failures=-1`; its drivers and trial actors are killed after
+delays of the same plan. What is said: steps redone from checkpoints on, whether the table equals the
+undisturbed run's, and MLflow's points.
 
 Rows (ratio = trials lost + finished trials trained again):
     ours             ratio at most 0; a table that differs, steps redone beyond the newest checkpoint or a
@@ -21,7 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +39,19 @@ SEED = 4
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes of one torture: trials, their steps, kills of each side, and the longest delay of a kill."""
+    """Sizes of one torture: trials, their steps and kills on each side, and the longest delay of a kill."""
 
     trials: int
     steps: int
+    peer_steps: int
     kills: int
     peer_kills: int
     longest_s: float
     slots: int = 8
 
 
-FULL = Plan(trials=50, steps=4500, kills=100, peer_kills=20, longest_s=2.0)
-QUICK = Plan(trials=4, steps=120, kills=2, peer_kills=1, longest_s=0.2, slots=2)
+FULL = Plan(trials=50, steps=4500, peer_steps=600, kills=100, peer_kills=10, longest_s=2.0)
+QUICK = Plan(trials=4, steps=120, peer_steps=120, kills=2, peer_kills=1, longest_s=0.2, slots=2)
 
 
 def sweep_of(plan: Plan, uri: str | None) -> dict[str, Any]:
@@ -101,7 +103,7 @@ def torture(plan: Plan, folder: Path, expected: SweepView) -> tuple[Findings, Co
 
 def tune(plan: Plan, folder: Path) -> dict[str, Any]:
     """The same of plain Ray Tune."""
-    runs = sweep_of(plan, None)
+    runs = sweep_of(replace(plan, steps=plan.peer_steps), None)
     with TorturedTune(runs, folder) as peer:
         for kill in plan_kills(SEED, plan.peer_kills, plan.longest_s):
             peer.strike("driver" if kill.victim == "driver" else "actor", kill.delay_s)

@@ -9,7 +9,7 @@ import pytest
 from benchmarks._torture import plan_kills
 from benchmarks.torture import SEED, Plan, torture, undisturbed
 
-SHORT = Plan(trials=10, steps=3000, kills=10, peer_kills=0, longest_s=1.0, slots=5)
+SHORT = Plan(trials=10, steps=3000, peer_steps=0, kills=10, peer_kills=0, longest_s=1.0, slots=5)
 
 
 @pytest.mark.slow
