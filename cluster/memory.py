@@ -149,13 +149,9 @@ def memory_of(
     trained = setting.slots * trained_parameters(config, anatomy)
     base = b * anatomy.base_parameters
     state = _state(setting, trained, b)
-    host = 0
     if setting.stage == 3:
         base = _share(base, setting.ranks)
-    if setting.offload != "none":
-        host, state["optimizer"], state["masters"] = state["optimizer"] + state["masters"], 0, 0
-    if setting.offload == "base":
-        host, base = host + base, 0
+    host, base = _offload(setting, base, state)
     base += anatomy.tables_bytes
     activations = activation_bytes(config, anatomy, setting.rows, recompute=setting.recompute)
     temporaries = temporary_bytes(config, anatomy, setting.rows, recompute=setting.recompute)
@@ -177,6 +173,14 @@ def memory_of(
     usual, spread = HEAPS[heap][anatomy.family]
     share = usual if kept is None else believed(kept, usual, spread)
     return replace(bare, heap=int(share * bare.passing), reserve=int(spread * bare.passing))
+
+
+def _offload(setting: Setting, base: int, state: dict[str, int]) -> tuple[int, int]:
+    """Bytes that go to the host (out of `state`, too), and those of the base that stay."""
+    host = 0
+    if setting.offload != "none":
+        host, state["optimizer"], state["masters"] = state["optimizer"] + state["masters"], 0, 0
+    return (host + base, 0) if setting.offload == "base" else (host, base)
 
 
 def _on_gpu(bare: Memory, kept: float | None) -> Memory:
