@@ -1,46 +1,84 @@
-"""What a driver that was killed with SIGKILL leaves of its private Ray: found and removed by the next one.
+"""A driver's own temporary folder, and what a driver that was killed with SIGKILL leaves of its private Ray.
 
-Ray's own processes end with their driver, but its two agents outlive it (seen with Ray 2.60), and so
-does the temporary folder. The folder's name holds the driver's process id; processes of its session
-keep log files in it open.
+Ray's own processes end with their driver, but its agents may outlive it (seen with Ray 2.60), and so does
+the temporary folder. The next driver ends the ones and removes the other. A driver holds a lock on its
+folder, which the kernel takes back when it dies: whoever gets the lock may remove the folder, alone.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["new_folder", "remove_leftovers"]
+__all__ = ["PrivateFolder", "remove_leftovers"]
 
-_PREFIX = "replora-"
+_PREFIX = "replora-ray-"
 
 
-def new_folder(parent: Path) -> Path:
-    """A temporary folder of this process, for Ray's files and Tune's."""
-    return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=parent))
+class PrivateFolder:
+    """A new temporary folder for Ray's files and Tune's, locked until `remove`.
+
+    Attributes:
+        path: The folder.
+    """
+
+    def __init__(self, parent: Path) -> None:
+        made = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=parent))
+        self._lock = os.open(made, os.O_RDONLY)
+        fcntl.flock(self._lock, fcntl.LOCK_SH)
+        # Only now may other drivers see it.
+        self.path = made.rename(parent / made.name.removeprefix("."))
+
+    def remove(self) -> None:
+        """Removes the folder with all it holds."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self._lock)
 
 
 def remove_leftovers(parent: Path) -> None:
     """Ends the processes and removes the folders of this user's drivers that are no more."""
-    for folder in parent.glob(f"{_PREFIX}*-*"):
-        owner = folder.name.split("-")[1]
-        with suppress(OSError):
-            if not owner.isdigit() or Path("/proc", owner).exists() or folder.stat().st_uid != os.getuid():
-                continue
-            for process in _with_open_files_in(folder):
+    for folder in parent.glob(f"{_PREFIX}*"):
+        with suppress(OSError), _locked(folder):  # a driver has it, or it is another user's
+            for process in _writing_in(folder):
                 with suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _with_open_files_in(folder: Path) -> Iterator[int]:
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds the folder's lock.
+
+    Raises:
+        OSError: If another process holds it, or the folder is another user's.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        if os.fstat(handle).st_uid != os.getuid():
+            raise PermissionError(folder)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _writing_in(folder: Path) -> Iterator[int]:
+    """Processes with a file in the folder open for writing, as Ray's logs are; readers are let be."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             with suppress(OSError):  # it ended meanwhile, or is another user's
-                if any(file.readlink().is_relative_to(folder) for file in (entry / "fd").iterdir()):
+                files = [file for file in (entry / "fd").iterdir() if file.readlink().is_relative_to(folder)]
+                if any(_is_written(entry / "fdinfo" / file.name) for file in files):
                     yield int(entry.name)
+
+
+def _is_written(information: Path) -> bool:
+    """Whether an open file's access mode, which `proc(5)` gives in octal flags, allows writing."""
+    flags = next(line for line in information.read_text().splitlines() if line.startswith("flags:"))
+    return int(flags.split()[1], 8) & os.O_ACCMODE != os.O_RDONLY

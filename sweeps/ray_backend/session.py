@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import socket
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 
 from replora.errors import MachineError
 from replora.train import heap
-from sweeps.ray_backend.leftovers import new_folder, remove_leftovers
+from sweeps.ray_backend.leftovers import PrivateFolder, remove_leftovers
 
 # Ray reads these when it is imported or when its processes start, so they come before the import.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # known: usage statistics are on by default
@@ -38,8 +37,9 @@ __all__ = ["Session", "Share", "check_version"]
 TESTED = ("2.60.",)
 #: Longest wait for the head of a cluster to answer, in seconds (choice).
 _CONNECT_S = 5.0
-#: Room that Ray's socket names need after its temporary folder, in characters (107 is the kernel's limit).
-_SOCKET_SUFFIX = 75
+#: A socket of Ray, of which the kernel allows this many characters.
+_SOCKET = "/replora-ray-xxxxxxxx/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
+_SOCKET_LONGEST = 107
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,12 @@ class Session:
     def __init__(self, *, hosts: int, address: str | None = None) -> None:
         self._hosts = hosts
         self._address = address
-        self._scratch: Path | None = None
+        self._folder: PrivateFolder | None = None
         self._owns_ray = False
 
     def __enter__(self) -> Session:
         check_version()
-        self._scratch = _scratch_folder()
+        self._folder = _private_folder()
         if not ray.is_initialized():
             self._owns_ray = True
             try:
@@ -107,14 +107,15 @@ class Session:
     ) -> None:
         if self._owns_ray:
             ray.shutdown()
-        if self._scratch is not None:
-            shutil.rmtree(self._scratch, ignore_errors=True)
+        if self._folder is not None:
+            self._folder.remove()
+            self._folder = None
 
     @property
     def scratch(self) -> Path:
         """A folder for Ray's and Tune's own files; removed at the end."""
-        assert self._scratch is not None
-        return self._scratch
+        assert self._folder is not None
+        return self._folder.path
 
     def share(self, threads: int, ranks: int = 1) -> Share:
         """What each process gets, when it runs that many CPU threads and hosts have that many ranks.
@@ -190,12 +191,12 @@ def _log_message(data: Mapping[str, Any], ignore_prefix: bool) -> None:
         logging.getLogger(__name__).debug("%s", line)
 
 
-def _scratch_folder() -> Path:
+def _private_folder() -> PrivateFolder:
     """A new folder whose path is short enough for Ray's sockets."""
     for parent in (tempfile.gettempdir(), "/tmp"):
-        if len(parent) + _SOCKET_SUFFIX < 107 and os.access(parent, os.W_OK):
+        if len(parent + _SOCKET) <= _SOCKET_LONGEST and os.access(parent, os.W_OK):
             remove_leftovers(Path(parent))
-            return new_folder(Path(parent))
+            return PrivateFolder(Path(parent))
     raise MachineError(
         f"no temporary folder with a short path: {tempfile.gettempdir()} is too long for socket names and "
         f"/tmp is not writable. Set TMPDIR to a short path."

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 
@@ -166,17 +167,20 @@ def test_the_backend_imports_ray_only_when_it_runs(tmp_path: Path) -> None:
     assert done.stdout.split() == ["False", "False"]
 
 
-def test_ctrl_c_while_ray_starts_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_while_ray_starts_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     from sweeps.ray_backend import session
 
     def interrupted(self: session.Session) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(session.Session, "_start", interrupted)
-    starting = session.Session(hosts=1)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(session, "_SOCKET", "")
     with pytest.raises(KeyboardInterrupt):
-        starting.__enter__()
-    assert not starting.scratch.exists()
+        session.Session(hosts=1).__enter__()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("installed", ["2.59.1", "2.61.0", "3.0.0"])
@@ -195,16 +199,15 @@ def test_a_patch_release_of_a_tested_ray_is_accepted(monkeypatch: pytest.MonkeyP
     session.check_version()
 
 
-def test_a_temporary_folder_with_a_long_path_is_not_used(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(("length", "used"), [(18, True), (19, False)])
+def test_a_temporary_folder_is_used_if_rays_sockets_fit_there(
+    monkeypatch: pytest.MonkeyPatch, length: int, used: bool
 ) -> None:
     from sweeps.ray_backend import session
 
-    long = tmp_path / ("x" * 60)
-    long.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(long))
-    scratch = session._scratch_folder()
-    try:
-        assert scratch.parent == Path("/tmp")
-    finally:
-        scratch.rmdir()
+    with tempfile.TemporaryDirectory(prefix="x" * (length - 5 - 8), dir="/tmp") as parent:
+        assert len(parent) == length
+        monkeypatch.setattr("tempfile.tempdir", parent)
+        folder = session._private_folder()
+        folder.remove()
+        assert folder.path.parent == Path(parent if used else "/tmp")
