@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import yaml
 
@@ -29,13 +29,14 @@ from sweeps.delivery import Delivery, LostError, RefusedError, count_points
 from sweeps.follower import Follower
 from sweeps.ledger import read_ledger
 from sweeps.mlflow_schema import prepared
-from sweeps.spool import Change, Point
+from sweeps.spool import Change
 from sweeps.tracking import (
     DEFAULT_EXPERIMENT,
     Delivered,
     artifact_root,
     check_writable,
     hold,
+    knock,
     reason,
     resolve_uri,
     sqlite_file,
@@ -44,13 +45,16 @@ from sweeps.tracking import (
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+    from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
 __all__ = ["MlflowRecorder", "SyncResult", "check_reachable", "sync"]
 
 LOCK_NAME = ".mlflow.lock"
 # MLflow's own limits for one call of log_batch.
-BATCH_POINTS, BATCH_PARAMS = 1000, 100
+BATCH_ITEMS, BATCH_PARAMS = 1000, 100
 PAGE_RUNS = 1000
+# The same text as the slow one's; a PyYAML that was built without libyaml has only that.
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 MLFLOW_PARENT = "mlflow.parentRunId"
 # A user's own settings win. Retries are left to us: MLflow's would block one call for minutes.
 SETTINGS = {
@@ -184,7 +188,7 @@ def check_reachable(uri: str, timeout_s: float = 5.0, experiment: str | None = N
 
     def ask() -> None:
         try:
-            _knock(uri)
+            knock(uri)
             _find_experiment(_client(uri), experiment or DEFAULT_EXPERIMENT)
             answers.append(None)
         except Exception as error:  # noqa: BLE001 - raised below, in the caller's thread
@@ -202,19 +206,6 @@ def check_reachable(uri: str, timeout_s: float = 5.0, experiment: str | None = N
         ) from answer
 
 
-def _knock(uri: str) -> None:
-    """Connects to a database once; MLflow would try a wrong password for more than a minute."""
-    if urlsplit(uri).scheme in ("http", "https") or sqlite_file(uri) is not None:
-        return
-    import sqlalchemy  # which MLflow brings along
-
-    engine = sqlalchemy.create_engine(uri)
-    try:
-        engine.connect().close()
-    finally:
-        engine.dispose()
-
-
 class _MlflowSession:
     """delivery.Session over MlflowClient, which keeps no state of its own between threads or runs."""
 
@@ -224,33 +215,45 @@ class _MlflowSession:
         self._client = _client(self._uri)
         self._experiment = self._open_experiment()
         self._status: dict[str, str] = {}
+        self._places: dict[str, str] = {}  # of a run's artifacts
         self._look_up()
 
     def log(self, change: Change) -> None:
-        created = self._create(change)
-        params = list(change.params.items())
+        from mlflow.entities import Metric, Param, RunTag
+
+        tags = [] if self._create(change) else [RunTag(*tag) for tag in change.tags.items()]
+        params = [Param(*param) for param in change.params.items()]
+        points = [Metric(point.name, point.value, point.time_ms, point.step) for point in change.points]
+        run = self._run(change)
         with _refusals():
-            self._log_batch(change, params[:BATCH_PARAMS], {} if created else change.tags, [])
-            for start in range(BATCH_PARAMS, len(params), BATCH_PARAMS):
-                self._log_batch(change, params[start : start + BATCH_PARAMS], {}, [])
-            for start in range(0, len(change.points), BATCH_POINTS):
-                self._log_batch(change, [], {}, change.points[start : start + BATCH_POINTS])
+            while params or points or tags:  # one call holds all of most trials
+                room = BATCH_ITEMS - len(params[:BATCH_PARAMS]) - len(tags)
+                self._client.log_batch(run, points[:room], params[:BATCH_PARAMS], tags)
+                params, points, tags = params[BATCH_PARAMS:], points[room:], []
             if change.data is not None:
-                self._log_data(change, *change.data)
+                self._log_data(run, *change.data)
 
     def keep(self, change: Change) -> None:
         run = self._run(change)
         if change.config is not None:
-            text = yaml.safe_dump(change.config, sort_keys=False)
-            self._keep(lambda: self._client.log_text(run, text, "config.yaml"))
+            with TemporaryDirectory() as folder:
+                config = Path(folder, "config.yaml")
+                config.write_text(yaml.dump(change.config, Dumper=_DUMPER, sort_keys=False), encoding="utf-8")
+                self._keep(lambda: self._artifacts(run).log_artifact(str(config)))
         if change.adapter:
             path = self._folder / change.adapter
             if not path.is_dir():
                 raise RefusedError(f"the adapter's folder {path} is missing")
-            self._keep(lambda: self._client.log_artifacts(run, str(path), "adapter"))
+            self._keep(lambda: self._artifacts(run).log_artifacts(str(path), "adapter"))
 
     def keep_file(self, path: Path) -> None:
-        self._keep(lambda: self._client.log_artifact(self._state.run, str(path)))
+        self._keep(lambda: self._artifacts(self._state.run).log_artifact(str(path)))
+
+    def _artifacts(self, run: str) -> ArtifactRepository:
+        """The store of a run's artifacts; MLflow's client would first load the whole run to find it."""
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        return get_artifact_repository(self._places[run], tracking_uri=self._uri)
 
     def end(self, change: Change) -> None:
         run = self._run(change)
@@ -280,32 +283,19 @@ class _MlflowSession:
         run = self._client.create_run(
             self._experiment, start_time=change.start_ms, tags=tags, run_name=change.title
         ).info
-        self._status[run.run_id] = run.status
+        self._status[run.run_id], self._places[run.run_id] = run.status, run.artifact_uri
         if change.trial is None:
             state.run = run.run_id
         else:
             state.trials[change.trial] = run.run_id
         return True
 
-    def _log_batch(
-        self, change: Change, params: list[tuple[str, str]], tags: dict[str, str], points: list[Point]
-    ) -> None:
-        from mlflow.entities import Metric, Param, RunTag
-
-        if params or tags or points:
-            self._client.log_batch(
-                self._run(change),
-                metrics=[Metric(point.name, point.value, point.time_ms, point.step) for point in points],
-                params=[Param(key, value) for key, value in params],
-                tags=[RunTag(key, value) for key, value in tags.items()],
-            )
-
-    def _log_data(self, change: Change, name: str, digest: str) -> None:
+    def _log_data(self, run: str, name: str, digest: str) -> None:
         """Names the data of a run; MLflow knows the same data of many runs as one data set."""
         from mlflow.entities import Dataset, DatasetInput
 
         data = Dataset(name, digest.removeprefix("sha256:"), source_type="replora", source=digest)
-        self._client.log_inputs(self._run(change), [DatasetInput(data, [])])
+        self._client.log_inputs(run, [DatasetInput(data, [])])
 
     def _keep(self, store: Callable[[], None]) -> None:
         """Stores artifacts; a store that fails while the server is well must not hold up the points."""
@@ -325,7 +315,9 @@ class _MlflowSession:
         state.run = run
         state.trials = {run.data.tags["fingerprint"]: run.info.run_id for run in children}
         state.trials |= {f"{run.data.tags['fingerprint']}/final": run.info.run_id for run in finals}
-        self._status = {run.info.run_id: run.info.status for run in found + children + finals}
+        infos = [run.info for run in found + children + finals]
+        self._status = {info.run_id: info.status for info in infos}
+        self._places = {info.run_id: info.artifact_uri for info in infos}
 
     def _search(self, text: str) -> list[Run]:
         runs: list[Run] = []

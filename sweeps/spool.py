@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,7 +79,7 @@ class Translator:
     def __init__(self) -> None:
         self.ledger = ""
         self._changes: dict[str | None, Change] = {}
-        self._seen: set[tuple[str, str, int]] = set()
+        self._seen: dict[str, set[tuple[str, int]]] = defaultdict(set)  # name and step, of trials not over
         self._open: set[str] = set()
         self._common: dict[str, str] = {}
         self._tasks: dict[str, str] = {}
@@ -114,11 +115,17 @@ class Translator:
 
     def _add(self, change: Change, step: int, metrics: Mapping[str, float | None], time_ms: int) -> None:
         assert change.trial is not None
+        seen = self._seen[change.trial]
         for key, value in metrics.items():
             name = FORBIDDEN.sub("_", key)
-            if (change.trial, name, step) not in self._seen:
-                self._seen.add((change.trial, name, step))
+            if (name, step) not in seen:
+                seen.add((name, step))
                 change.points.append(Point(name, math.nan if value is None else float(value), time_ms, step))
+
+    def _over(self, trial: str) -> None:
+        """A trial has ended: none of its points can come again."""
+        self._open.discard(trial)
+        self._seen.pop(trial, None)
 
     def _sweep(self, line: Line, change: Change, time_ms: int) -> None:
         self.ledger = hashlib.sha256(json.dumps(line, sort_keys=True).encode()).hexdigest()[:16]
@@ -173,14 +180,14 @@ class Translator:
         self._add(change, line["step"], line["metrics"], time_ms)
 
     def _finished(self, line: Line, change: Change, time_ms: int) -> None:
-        self._open.discard(line["trial"])
         self._add(change, line["step"], line["metrics"] | _objective(line), time_ms)
+        self._over(line["trial"])
         change.adapter = line["adapter"] or ""
         self._end(change, "FINISHED", time_ms, state="finished")
 
     def _pruned(self, line: Line, change: Change, time_ms: int) -> None:
-        self._open.discard(line["trial"])
         self._add(change, line["step"], _objective(line), time_ms)
+        self._over(line["trial"])
         self._end(change, "FINISHED", time_ms, state="pruned")
         change.tags["reason"] = line["reason"][:REASON_CHARACTERS]
 
@@ -194,7 +201,7 @@ class Translator:
         if not line["final"]:
             change.tags["state"] = "asked"
             return
-        self._open.discard(line["trial"])
+        self._over(line["trial"])
         self._end(change, "FAILED", time_ms, state="failed")
 
     def _final(self, line: Line, trial: Change, time_ms: int) -> None:

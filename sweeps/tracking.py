@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -22,6 +22,7 @@ __all__ = [
     "artifact_root",
     "check_writable",
     "hold",
+    "knock",
     "reason",
     "resolve_uri",
     "sqlite_file",
@@ -110,6 +111,19 @@ def check_writable(file: Path) -> None:
         )
 
 
+def knock(uri: str) -> None:
+    """Connects to a database once; MLflow would try a wrong password for more than a minute."""
+    if urlsplit(uri).scheme in ("http", "https") or sqlite_file(uri) is not None:
+        return
+    import sqlalchemy  # which MLflow brings along
+
+    engine = sqlalchemy.create_engine(uri)
+    try:
+        engine.connect().close()
+    finally:
+        engine.dispose()
+
+
 def artifact_root(folder: Path, uri: str) -> str | None:
     """Where artifacts go: beside an SQLite file, else in the sweep's folder; None lets a server decide."""
     if urlsplit(uri).scheme in ("http", "https"):
@@ -150,8 +164,9 @@ class Delivered:
     Attributes:
         uri: Absolute tracking URI; null means SQLite in the folder, wherever the folder is moved.
         ledger: Identity of the ledger (Translator.ledger); another one starts from nothing.
-        run: MLflow's id of the sweep's run; `trials` has those of the trials by fingerprint,
-            and of final runs by `<fingerprint>/final`.
+        run: MLflow's id of the sweep's run.
+        trials: Those of the trials by fingerprint, and of final runs by `<fingerprint>/final`. Not kept in
+            the file, which is replaced every few seconds: a session asks the server for them.
         offset: Bytes of the ledger whose lines are all recorded.
     """
 
@@ -172,6 +187,7 @@ class Delivered:
         path = folder / STATE_NAME
         try:
             data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            data.pop("trials", None)  # which earlier versions kept
             return cls(**data)
         except FileNotFoundError:
             return None
@@ -188,8 +204,9 @@ class Delivered:
         """Replaces the folder's record in one step: a reader sees the old or the new one, whole."""
         path = folder / STATE_NAME
         draft = path.with_suffix(".json.new")
+        kept = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "trials"}
         with draft.open("w", encoding="utf-8") as file:
-            json.dump(asdict(self), file, indent=1)
+            json.dump(kept, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
