@@ -114,7 +114,8 @@ class Agenda:
 
     def _excess(self, run: RunConfig) -> float:
         """By what share a run's trainable parameters are above the limit; 0 within it."""
-        limit, parameters = self._config.search.max_parameters, parameters_of(run)
+        limit = self._config.search.max_parameters
+        parameters = None if limit is None else parameters_of(run)
         return 0.0 if limit is None or parameters is None else max(0.0, parameters / limit - 1)
 
     # --- when nothing runs ---------------------------------------------------------------------------------

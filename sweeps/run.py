@@ -202,7 +202,7 @@ def _answer(folder: Path, view: SweepView) -> SweepResult:
     best = best_document(selection, [folder], [view]) if selection.best else None
     if best is not None:
         write_best(folder / BEST_NAME, best)
-    write_report(folder)
+    write_report(folder, view, selection)
     return SweepResult(folder, view, selection, best)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from replora.atomic import write_atomically
+from sweeps.best import Selection
 from sweeps.ledger import SweepView, read_ledger
 from sweeps.report.answer import answer
 from sweeps.report.axes import Figure
@@ -29,23 +30,25 @@ REPORT_NAME = "report.html"
 _TEMPLATE = Path(__file__).parent / "template"
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, view: SweepView | None = None, selection: Selection | None = None) -> Path:
     """The path of the page that was written for a sweep's folder, finished or not.
 
     Args:
         folder: The sweep's folder; only its ledger is read.
+        view: What that says, where the caller knows.
+        selection: What `sweeps.best.select` says of the view, where the caller knows.
 
     Raises:
         LedgerError: If the folder has no ledger or a damaged one.
     """
     path = folder / REPORT_NAME
-    write_atomically(path, render(read_ledger(folder)).encode())
+    write_atomically(path, render(view or read_ledger(folder), selection).encode())
     return path
 
 
-def render(view: SweepView) -> str:
-    """The whole page of a sweep."""
-    results = Results.of(view)
+def render(view: SweepView, selection: Selection | None = None) -> str:
+    """The whole page of a sweep; `selection` is what `sweeps.best.select` says of it, where that is known."""
+    results = Results.of(view, selection)
     style = (_TEMPLATE / "report.css").read_text(encoding="utf-8")
     script = (_TEMPLATE / "report.js").read_text(encoding="utf-8")
     head = tag(

@@ -42,9 +42,9 @@ class Results:
     chosen: frozenset[str]
 
     @classmethod
-    def of(cls, view: SweepView) -> Results:
-        """The results that a ledger holds."""
-        selection = select(view)
+    def of(cls, view: SweepView, selection: Selection | None = None) -> Results:
+        """The results that a ledger holds; `selection` is that of the view, where it is known."""
+        selection = selection or select(view)
         best = selection.best
         chosen = (
             frozenset(t.fingerprint for t in best.group.search + best.group.confirm) if best else frozenset()
