@@ -25,25 +25,24 @@ def fingerprint(config: BaseModel) -> str:
     `Path` are left out: where data lies differs between machines. What lies there is checked by the
     data's own hash. The section `engine` is left out too: it says how a run is computed, not what.
     """
-    return _hashed({"version": VERSION, "config": _described(config)})
+    return _hashed({"version": VERSION, "config": _described(config, config.model_dump(mode="json"))})
 
 
 def group_fingerprint(config: RunConfig) -> str:
     """The fingerprint without the seed: the same for all trials of one configuration group."""
-    described = _described(config)
+    described = _described(config, config.model_dump(mode="json"))
     del described["seed"]
     return _hashed({"version": VERSION, "group": described})
 
 
-def _described(config: BaseModel) -> dict[str, Any]:
-    """The fields as JSON-able data, without places on this machine."""
-    data = config.model_dump(mode="json")
+def _described(config: BaseModel, data: dict[str, Any]) -> dict[str, Any]:
+    """A configuration's own JSON-able data, without places on this machine."""
     for name, info in type(config).model_fields.items():
         value = getattr(config, name)
         if is_place(info.annotation):
             del data[name]
         elif isinstance(value, BaseModel):
-            data[name] = _described(value)
+            data[name] = _described(value, data[name])
     return data
 
 

@@ -1,7 +1,8 @@
 """What configuration models say of keys: sections, the variants behind a `name`, valid fields.
 
 Works on any pydantic models that follow the house form: sections are models, and a section with
-variants is a union of models that each have a field `name: Literal[...]`.
+variants is a union of models that each have a field `name: Literal[...]`. What an annotation says is worked
+out once: a sweep asks it for every key of every trial.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
@@ -31,11 +34,9 @@ __all__ = [
 Annotation = Any
 
 
-def variants_of(annotation: Annotation) -> dict[str, type[BaseModel]]:
+def variants_of(annotation: Annotation) -> Mapping[str, type[BaseModel]]:
     """Models by their `name` where an annotation is a union of such models, else nothing."""
-    models = _models(annotation)
-    tagged = {tag: model for model in models for tag in _tags(model)}
-    return tagged if len(models) > 1 and len(tagged) >= len(models) else {}
+    return _variants(annotation)
 
 
 def section_model(annotation: Annotation, data: object) -> type[BaseModel] | None:
@@ -84,20 +85,36 @@ def field_keys(annotation: Annotation, prefix: str = "") -> Iterator[str]:
 
 def is_place(annotation: Annotation) -> bool:
     """Whether a field says where or how a run is computed, not what: a path, or a section of that kind."""
+    return _is_place(annotation)
+
+
+@cache
+def _variants(annotation: Annotation) -> Mapping[str, type[BaseModel]]:
+    models = _models(annotation)
+    tagged = {tag: model for model in models for tag in _tags(model)}
+    return MappingProxyType(tagged if len(models) > 1 and len(tagged) >= len(models) else {})
+
+
+@cache
+def _is_place(annotation: Annotation) -> bool:
     return any(isinstance(part, type) and issubclass(part, Path | Place) for part in _members(annotation))
 
 
-def _models(annotation: Annotation) -> list[type[BaseModel]]:
-    return [part for part in _members(annotation) if isinstance(part, type) and issubclass(part, BaseModel)]
+@cache
+def _models(annotation: Annotation) -> tuple[type[BaseModel], ...]:
+    return tuple(
+        part for part in _members(annotation) if isinstance(part, type) and issubclass(part, BaseModel)
+    )
 
 
-def _members(annotation: Annotation) -> list[Annotation]:
+@cache
+def _members(annotation: Annotation) -> tuple[Annotation, ...]:
     """The members of a union, or the annotation itself, without `Annotated` around them."""
     if _generic(annotation) is typing.Annotated:
         return _members(get_args(annotation)[0])
     if _generic(annotation) in (Union, types.UnionType):
-        return [part for member in get_args(annotation) for part in _members(member)]
-    return [annotation]
+        return tuple(part for member in get_args(annotation) for part in _members(member))
+    return (annotation,)
 
 
 def _generic(annotation: Annotation) -> object:

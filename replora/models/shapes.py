@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, replace
+from functools import cache, cached_property
 
 __all__ = [
     "BART",
@@ -73,7 +74,7 @@ class BackboneShape:
         embedding = self.channels * self.patch**2 * d + d + d + self.tokens * d
         return embedding + self.depth * (12 * d**2 + 13 * d) + 2 * d
 
-    @property
+    @cached_property
     def targets(self) -> tuple[TargetShape, ...]:
         """Every adaptable target, blocks in order."""
         d = self.width
@@ -129,7 +130,7 @@ class LanguageShape:
         tables = self.vocabulary * self.width * (1 if self.tied else 2)
         return self.depth * block + tables + self.width
 
-    @property
+    @cached_property
     def targets(self) -> tuple[TargetShape, ...]:
         """Every adaptable target, blocks in order."""
         return tuple(target for block in range(self.depth) for target in self._block(block))
@@ -189,7 +190,7 @@ class VideoSwinShape:
             total += 0 if stage == len(self.depths) - 1 else 8 * d**2 + 8 * d
         return total + 2 * self.width
 
-    @property
+    @cached_property
     def targets(self) -> tuple[TargetShape, ...]:
         """Every adaptable target, blocks in order and counted through all stages."""
         blocks = [stage for stage, depth in enumerate(self.depths) for _ in range(depth)]
@@ -258,7 +259,7 @@ class BartShape:
         """VL-BART trains its biases and its visual embedding beside any method (known)."""
         return self.bias_parameters + self.visual_parameters if self.visual else 0
 
-    @property
+    @cached_property
     def targets(self) -> tuple[TargetShape, ...]:
         """Every adaptable target: blocks of the encoder, then each decoder layer's own and cross one.
 
@@ -308,6 +309,7 @@ def is_language_model(name: str) -> bool:
     return name in LLAMA or name in BART or name.startswith("hf/")
 
 
+@cache
 def shapes_of(name: str) -> Shape | None:
     """The sizes of a backbone by its configured name; None where only building the model tells."""
     known: dict[str, Shape] = {"vit-digits": _DIGITS, **LLAMA, **VIDEO_SWIN, **BART}
