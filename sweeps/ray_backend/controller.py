@@ -9,7 +9,6 @@ from ray.train._internal.storage import StorageContext
 from ray.tune import Trainable
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
-from ray.tune.registry import register_trainable
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import SearchAlgorithm
 
@@ -20,7 +19,18 @@ __all__ = ["PackedTuneController", "make_controller"]
 
 
 class PackedTrial(Trainable):
-    """Names the trainable in Tune's registry; never instantiated, because a slot trains instead."""
+    """What Tune takes every trial for; never instantiated, because a slot trains instead."""
+
+
+class SlotTrial(Trial):
+    """A Tune trial of a slot, whose class is known here.
+
+    Tune would look it up four times for each trial, in a store of another process.
+    """
+
+    def get_trainable_cls(self) -> type[Trainable]:
+        """The same for all."""
+        return PackedTrial
 
 
 class DirectorSearch(SearchAlgorithm):
@@ -39,11 +49,12 @@ class DirectorSearch(SearchAlgorithm):
         if self._slots.vacant < 1 or (task := self._director.ask(empty=self._slots.has_empty_host)) is None:
             return None
         self._slots.reserve()
-        return Trial(
+        return SlotTrial(
             PackedTrial.__name__,
             config={TASK: task},
             trial_id=f"{task.fingerprint}-{task.attempt}",
             storage=self._storage,
+            stub=True,  # no look-up of the name
         )
 
     def is_finished(self) -> bool:
@@ -97,7 +108,6 @@ class PackedTuneController(TuneController):
 
 def make_controller(director: Director, slots: SlotActorManager, scratch: Path) -> PackedTuneController:
     """A controller that runs the director's trials in these slots; Tune's own files go to `scratch`."""
-    register_trainable(PackedTrial.__name__, PackedTrial)
     storage = StorageContext(storage_path=str(scratch), experiment_dir_name="sweep")
     controller = PackedTuneController(
         slots,
