@@ -16,10 +16,10 @@ from replora.config import (
     RunConfig,
     TextToTextTask,
 )
-from replora.faults import Fault, config_error
 from replora.models import BACKBONES
 from replora.models.shapes import shapes_of
 from replora.parameters import TargetLike
+from replora.reading.faults import Fault, config_error
 from replora.verbs import nearest
 
 __all__ = ["check_fits", "engine_faults", "method_faults", "misfits", "run_faults"]

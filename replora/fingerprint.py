@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from replora.config import RunConfig
-from replora.schema import is_place
+from replora.reading.schema import is_place
 
 __all__ = ["VERSION", "fingerprint", "group_fingerprint"]
 

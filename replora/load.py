@@ -11,14 +11,14 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from replora.check import run_faults
-from replora.compose import expanded, run_part
 from replora.config import GeneratedMethod, RunConfig
-from replora.document import Document, parse_override, read_document
 from replora.errors import ConfigError
-from replora.faults import Fault, Keys, Origin, config_error, dotted, shown
-from replora.overlay import nested, overlay, split_key, with_default_names
-from replora.schema import is_place, variants_of
-from replora.validate import validate
+from replora.reading.compose import expanded, run_part
+from replora.reading.document import Document, parse_override, read_document
+from replora.reading.faults import Fault, Keys, Origin, config_error, dotted, shown
+from replora.reading.overlay import nested, overlay, split_key, with_default_names
+from replora.reading.schema import is_place, variants_of
+from replora.reading.validate import validate
 
 __all__ = ["data_below", "diff", "load", "load_run", "run_from", "valid_keys"]
 

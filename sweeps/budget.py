@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from replora.config import RunConfig
-from replora.faults import Fault
+from replora.reading.faults import Fault
 from sweeps.config import SweepConfig
 from sweeps.ledger import SweepView, TrialView
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from replora.errors import ConfigError, TrackingError
-from replora.faults import Fault, config_error, shown
+from replora.reading.faults import Fault, config_error, shown
 from replora.verbs import nearest
 from sweeps.budget import budget_faults
 from sweeps.config import SearchConfig, SweepConfig

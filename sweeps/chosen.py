@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from replora.errors import ConfigError, RunFailedError
-from replora.faults import shown
+from replora.reading.faults import shown
 from replora.verbs import nearest
 from sweeps.best import Selection, choose
 

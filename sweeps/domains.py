@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from replora.faults import Fault, shown
 from replora.load import valid_keys
+from replora.reading.faults import Fault, shown
 from replora.verbs import nearest
 from sweeps.config import Domain, Scalar, SweepConfig
 from sweeps.space import Space, value_at

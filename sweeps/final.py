@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from replora.compose import find_run
-from replora.document import read_document
 from replora.errors import LedgerError
+from replora.reading.compose import find_run
+from replora.reading.document import read_document
 from sweeps.config import SweepConfig
 from sweeps.ledger import LEDGER_NAME, Ledger, SweepView, read_ledger
 from sweeps.provenance import git_revision, versions

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from replora.config import OptimPhase, RunConfig
-from replora.faults import Fault
 from replora.fingerprint import fingerprint
+from replora.reading.faults import Fault
 from sweeps.config import Scalar, SweepConfig
 from sweeps.ledger import Entry, SweepView, TrialView
 from sweeps.objective import Objective

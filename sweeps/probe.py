@@ -10,11 +10,11 @@ import numpy as np
 
 from replora.check import misfits
 from replora.config import RunConfig
-from replora.faults import Fault, shown
 from replora.load import data_below, run_from, valid_keys
 from replora.models.shapes import shapes_of
-from replora.overlay import nested, overlay, split_key
-from replora.validate import validate
+from replora.reading.faults import Fault, shown
+from replora.reading.overlay import nested, overlay, split_key
+from replora.reading.validate import validate
 from sweeps.config import Domain, Scalar, SweepConfig
 from sweeps.objective import parameters_of
 from sweeps.space import Point, Space

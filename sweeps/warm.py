@@ -11,9 +11,9 @@ from typing import Any
 
 from replora.config import RunConfig
 from replora.errors import ConfigError, ReploraError
-from replora.faults import Fault
 from replora.fingerprint import fingerprint
 from replora.load import diff, valid_keys
+from replora.reading.faults import Fault
 from sweeps.config import Domain, Scalar, SweepConfig
 from sweeps.domains import contains
 from sweeps.groups import Group, groups_of

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from cluster.launch.machines import Machines, layout, misfits, wishes_of
 from replora.cli import main as replora
-from replora.document import read_document
 from replora.errors import ConfigError
+from replora.reading.document import read_document
 
 __all__ = ["doctor_arguments", "main", "sweep_arguments"]
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from replora.compose import expanded
 from replora.config import RunConfig
-from replora.document import Document, read_document
 from replora.errors import ConfigError
+from replora.reading.compose import expanded
+from replora.reading.document import Document, read_document
 
 __all__ = ["Machines", "Wishes", "layout", "misfits", "wishes_of"]
 

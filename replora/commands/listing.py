@@ -6,12 +6,12 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from replora.compose import RECIPES
 from replora.errors import ConfigError
 from replora.methods.cards import METHODS
 from replora.models import BACKBONES
 from replora.models.shapes import shapes_of
 from replora.offers import offers
+from replora.reading.compose import RECIPES
 from replora.tasks import TASKS
 from replora.verbs import Answer, Verb, nearest, table
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from replora.commands.showing import add_run_arguments, describe, describe_text, run_of
-from replora.compose import find_run
-from replora.document import read_document
 from replora.errors import CheckpointError
+from replora.reading.compose import find_run
+from replora.reading.document import read_document
 from replora.train.events import Event, Reported
 from replora.verbs import Answer, Verb
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import yaml
 
-from replora.compose import find_run
 from replora.config import RunConfig
 from replora.fingerprint import fingerprint, group_fingerprint
 from replora.load import load_run
 from replora.models.shapes import shapes_of
 from replora.parameters import run_parameters
+from replora.reading.compose import find_run
 from replora.tasks import TASKS
 from replora.verbs import Answer, Verb
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from replora.config import ComposedMethod, MethodConfig
 from replora.methods.cards import METHODS, Card
-from replora.schema import variants_of
+from replora.reading.schema import variants_of
 
 __all__ = ["page", "readme_with_table", "table"]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from replora.errors import MachineError
-from replora.faults import Fault
+from replora.reading.faults import Fault
 from sweeps.config import SearchConfig, SweepConfig
 from sweeps.space import Space
 

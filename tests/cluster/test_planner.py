@@ -20,7 +20,6 @@ from cluster.memory import GIB, Setting, memory_of
 from cluster.planner import Pins, Plan, engine_of, plan
 from cluster.planning import plan_document, plan_text
 from replora.check import engine_faults
-from replora.compose import find_run
 from replora.config import (
     DoraMethod,
     FullMethod,
@@ -32,6 +31,7 @@ from replora.config import (
 )
 from replora.errors import ConfigError, PlanError
 from replora.load import load_run
+from replora.reading.compose import find_run
 from tests.cluster.anatomies import LLAMA_7B, LLAMA_13B
 
 ROOT = Path(__file__).parents[2]

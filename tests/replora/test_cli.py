@@ -18,11 +18,11 @@ import pytest
 
 from replora import cli
 from replora.commands.showing import describe
-from replora.compose import find_run
 from replora.config import DigitsTask, RunConfig
 from replora.errors import MachineError, PlanError, RunFailedError
 from replora.fingerprint import fingerprint
 from replora.load import load_run
+from replora.reading.compose import find_run
 from replora.verbs import Answer, Follower, Verb, nearest, table
 
 ROOT = Path(__file__).parents[2]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from replora.check import engine_faults
-from replora.compose import find_run
 from replora.config import RunConfig
 from replora.errors import ConfigError
 from replora.load import load_run, run_from, valid_keys
+from replora.reading.compose import find_run
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from replora.compose import find_run
 from replora.config import EngineConfig, FullMethod, ImageFolderTask, LoraMethod, RunConfig
 from replora.fingerprint import fingerprint, group_fingerprint
 from replora.load import load_run, run_from, valid_keys
+from replora.reading.compose import find_run
 
 # Computed once from this project's own canonical form; a change here renames every recorded trial, so it
 # needs a new replora.fingerprint.VERSION and a line under Numerics in the changelog.

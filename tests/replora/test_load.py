@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from replora.compose import find_run, recipe_names
 from replora.config import (
     AdapterMethod,
     DigitsTask,
@@ -19,8 +18,9 @@ from replora.config import (
     RunConfig,
 )
 from replora.errors import ConfigError
-from replora.faults import Fault
 from replora.load import diff, load, load_run, run_from, valid_keys
+from replora.reading.compose import find_run, recipe_names
+from replora.reading.faults import Fault
 from replora.tasks import TASKS
 from sweeps.config import SweepConfig
 

@@ -16,8 +16,8 @@ from packaging.version import Version
 
 from replora.config import DoranMethod, GeneratedMethod, HoraMethod, ReploraMethod
 from replora.errors import MachineError
-from replora.faults import config_error
-from replora.validate import validate
+from replora.reading.faults import config_error
+from replora.reading.validate import validate
 
 TESTED = (Version("0.21"), Version("0.22"))  # from the first up to before the second; as in pyproject.toml
 

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from replora.check import method_faults
 from replora.errors import AdapterError
-from replora.faults import config_error
 from replora.methods.exchange.layer import ReploraLayer
 from replora.methods.exchange.targets import check_names, find_targets
 from replora.methods.exchange.tensors import AdapterTensors
 from replora.methods.folder import check_tensors
+from replora.reading.faults import config_error
 
 __all__ = ["ReploraTuner"]
 

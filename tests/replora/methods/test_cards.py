@@ -9,7 +9,7 @@ import sys
 from replora.config import MethodConfig
 from replora.methods.cards import METHODS
 from replora.methods.page import ROOT, page, readme_with_table, table
-from replora.schema import variants_of
+from replora.reading.schema import variants_of
 
 
 def test_every_method_has_a_card() -> None:

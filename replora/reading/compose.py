@@ -7,16 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from replora.config import RunConfig
-from replora.document import Document, read_document
 from replora.errors import ConfigError
-from replora.faults import Fault, Keys, Origin, shown
-from replora.overlay import overlay
-from replora.schema import Annotation, element_of
+from replora.reading.document import Document, read_document
+from replora.reading.faults import Fault, Keys, Origin, shown
+from replora.reading.overlay import overlay
+from replora.reading.schema import Annotation, element_of
 from replora.verbs import nearest
 
 __all__ = ["RECIPES", "expanded", "find_run", "recipe_names", "run_part"]
 
-RECIPES = Path(__file__).parent / "recipes"
+RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 def find_run(name: str) -> Path:

@@ -8,8 +8,8 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from replora.faults import Fault, Keys, dotted, shown
-from replora.schema import Annotation, element_of, field_keys, section_model, tag_of, variants_of
+from replora.reading.faults import Fault, Keys, dotted, shown
+from replora.reading.schema import Annotation, element_of, field_keys, section_model, tag_of, variants_of
 from replora.verbs import nearest
 
 __all__ = ["validate"]

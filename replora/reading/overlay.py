@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel
 
-from replora.faults import Keys
-from replora.schema import Annotation, element_of, is_section, section_model, tag_of, variants_of
+from replora.reading.faults import Keys
+from replora.reading.schema import Annotation, element_of, is_section, section_model, tag_of, variants_of
 
 __all__ = ["nested", "overlay", "split_key", "with_default_names"]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 
 from replora.errors import ConfigError
-from replora.faults import Fault, Keys, Origin, dotted, printable, shown
+from replora.reading.faults import Fault, Keys, Origin, dotted, printable, shown
 
 __all__ = ["Document", "parse_override", "parse_yaml", "read_document"]
 
