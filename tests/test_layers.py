@@ -41,7 +41,7 @@ def toy_tree(tmp_path: Path) -> Path:
         "sweeps/ray_backend/__init__.py": "ray",
         "sweeps/ray_backend/session.py": "ray.tune",
         "sweeps/search/anything.py": "optuna",
-        "sweeps/mlflow_recorder.py": "mlflow",
+        "sweeps/mlflow_session.py": "mlflow",
         "replora/methods/exchange/tuner.py": "peft",
         "replora/train/engine.py": "deepspeed",
     }

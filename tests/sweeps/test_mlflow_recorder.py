@@ -317,7 +317,7 @@ def test_a_killed_driver_loses_and_doubles_nothing(
     sweep_folder: Path, processes: list[subprocess.Popen[str]]
 ) -> None:
     state = sweep_folder / STATE_NAME
-    processes.append(follow(sweep_folder, pause_s=0.03))
+    processes.append(follow(sweep_folder, pause_s=0.2))
     wait_for(lambda: state.exists() and json.loads(state.read_text())["offset"] > 0)
     processes[0].send_signal(signal.SIGKILL)
     assert processes[0].wait() == -signal.SIGKILL
