@@ -120,26 +120,37 @@ class Director:
         return TrialTask(trial, config, folder, self._attempts[trial], recorded, alone, micro_batch)
 
     def started(self, trial: str, host: str, data: str = "") -> None:
-        """Records that a host has given a slot to a trial that `ask` handed out.
+        """Records that a host has given a slot to a trial that `ask` handed out, as `started_all` does."""
+        self.started_all(host, {trial: data})
+
+    def started_all(self, host: str, trials: Mapping[str, str]) -> None:
+        """Records the trials that a host has given a slot to, with one flush to disk.
 
         Args:
-            trial: Its fingerprint.
-            host: Name of the host, for people.
-            data: The task's `data_hash` on that host, where it is known.
+            host: Its name, for people.
+            trials: Their fingerprints, each with the task's `data_hash` on that host; empty where it is not
+                known.
 
         Raises:
             DataError: If the host reads other data than the hosts before it.
         """
-        if data and self.view.data and not self.view.data_open and data != self.view.data:
-            raise DataError(
-                f"the data of task {self._config.run.task.name} on host {host} is not what this sweep began "
-                f"with: {data} instead of {self.view.data}.\n"
-                f"  Put the data back, or start a new sweep. To go on all the same, knowing that trials then "
-                f"saw different data: replora resume {self._folder} --accept-changes"
-            )
-        if trial in self._active:
-            fields = {"host": host, "attempt": self._attempts[trial]} | ({"data": data} if data else {})
-            self._record([Entry("started", trial, fields)])
+        known = "" if self.view.data_open else self.view.data
+        for data in filter(None, trials.values()):
+            known = known or data
+            if data != known:
+                raise DataError(
+                    f"the data of task {self._config.run.task.name} on host {host} is not what this sweep "
+                    f"began with: {data} instead of {known}.\n"
+                    f"  Put the data back, or start a new sweep. To go on all the same, knowing that trials "
+                    f"then saw different data: replora resume {self._folder} --accept-changes"
+                )
+        self._record(
+            [
+                Entry("started", trial, {"host": host, "attempt": self._attempts[trial], **_data(data)})
+                for trial, data in trials.items()
+                if trial in self._active
+            ]
+        )
 
     def handle(self, event: Event, attempt: int | None = None) -> bool:
         """Records one event; True: this trial must stop (it was pruned, or the event came from the past).
@@ -363,6 +374,10 @@ class Director:
             self._halts[trial.fingerprint] = None
         elif reason := self._pruner.stops(trial.fingerprint, trial.step, value):
             self._halts[trial.fingerprint] = reason
+
+
+def _data(found: str) -> dict[str, str]:
+    return {"data": found} if found else {}
 
 
 def _last_report(trial: TrialView) -> int:

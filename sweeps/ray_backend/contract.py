@@ -73,8 +73,8 @@ class Director(Protocol):
         """The next trial to run, or None: nothing to start now. `empty`: there is a host without trials."""
         ...
 
-    def started(self, trial: str, host: str, data: str = "") -> None:
-        """Records that a trial got a slot on a host."""
+    def started_all(self, host: str, trials: Mapping[str, str]) -> None:
+        """Records that trials, each with the hash of its data, got slots on a host."""
         ...
 
     def handle_all(self, events: Sequence[Event], attempts: Mapping[str, int] | None = None) -> set[str]:

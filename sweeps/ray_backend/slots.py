@@ -301,18 +301,21 @@ class SlotActorManager:
         return news
 
     def _record(self, host: RemoteHost, news: News) -> tuple[list[tuple[_Slot, Event]], set[str]]:
-        """One batch to the director, with one write to disk; its events by slot, and who must stop."""
+        """One batch to the director, with two writes to disk; its events by slot, and who must stop."""
         events: list[tuple[_Slot, Event]] = []
+        started: dict[str, str] = {}
         for attempt, event in news:
             slot = self._running.get((event.trial, attempt))
             if slot is None:
                 continue  # stopped in the meantime
             if isinstance(event, Started):
-                self._director.started(event.trial, host.name, event.data)
+                started[event.trial] = event.data
                 continue
             events.append((slot, event))
             if isinstance(event, Finished | Failed):
                 del self._running[event.trial, attempt]
+        if started:
+            self._director.started_all(host.name, started)
         if not events:
             return events, set()
         attempts = {slot.task.fingerprint: slot.task.attempt for slot, _ in events}

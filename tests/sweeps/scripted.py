@@ -70,9 +70,10 @@ class ScriptedDirector:
         self.attempts[name] += 1
         return ScriptedTask(name, RunConfig(), self.folder / name, self.attempts[name])
 
-    def started(self, trial: str, host: str, data: str = "") -> None:
-        assert data == "scripted-data"
-        self.hosts[trial].append(host)
+    def started_all(self, host: str, trials: Mapping[str, str]) -> None:
+        assert set(trials.values()) == {"scripted-data"}
+        for trial in trials:
+            self.hosts[trial].append(host)
 
     def handle_all(self, events: Sequence[Event], attempts: Mapping[str, int] | None = None) -> set[str]:
         self.batches.append(list(events))

@@ -155,6 +155,17 @@ def test_hosts_with_other_data_are_refused(director: Director) -> None:
         director.started(task.fingerprint, "host-2", "sha256:other")
 
 
+def test_many_starts_are_recorded_with_one_time_and_must_agree_on_the_data(director: Director) -> None:
+    tasks = [director.ask(), director.ask()]
+    one, other = (task.fingerprint for task in tasks if task is not None)
+    with pytest.raises(DataError, match="sha256:b instead of sha256:a"):
+        director.started_all("host", {one: "sha256:a", other: "sha256:b"})
+    director.started_all("host", {one: "sha256:a", other: "sha256:a"})
+    lines = [line for line in director._ledger.lines() if line["event"] == "started"]
+    assert [(line["trial"], line["data"]) for line in lines] == [(one, "sha256:a"), (other, "sha256:a")]
+    assert len({line["time"] for line in lines}) == 1
+
+
 # --- failures ---------------------------------------------------------------------------------------
 
 
