@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import tempfile
 from collections import Counter
 from collections.abc import Collection
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -300,6 +302,14 @@ def test_a_damaged_record_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / STATE_NAME).write_text('{"uri": "sqlite:////x"')
     with pytest.raises(TrackingError, match=r"Delete it, .*replora sync"):
         Delivered.load(tmp_path)
+
+
+def test_the_record_is_as_long_for_any_number_of_trials(tmp_path: Path) -> None:
+    state = Delivered(None, "toy", "ledger", "run", 7, {"f": "1"})
+    state.save(tmp_path)
+    assert Delivered.load(tmp_path) == replace(state, trials={})
+    (tmp_path / STATE_NAME).write_text(json.dumps(asdict(state)))  # as earlier versions wrote it
+    assert Delivered.load(tmp_path) == replace(state, trials={})
 
 
 def test_a_held_folder_is_refused_at_once(tmp_path: Path) -> None:
