@@ -212,10 +212,7 @@ def _video(shape: VideoSwinShape, config: RunConfig) -> Anatomy:
     """Of clips as the task gives them; its tokens are those of the first stage."""
     task = config.task
     if not isinstance(task, VideoFolderTask):
-        raise PlanError(
-            f"backbone.name: {config.backbone.name} takes clips, but the task is {task.name}.\n"
-            "  Choose a backbone for the task, or a task for the backbone (`replora ls`)."
-        )
+        raise _wrong_task(config, "clips")
     stages = video_stages(shape, task.frames, task.image_size)
     last = stages[-1]
     return Anatomy(
@@ -240,10 +237,7 @@ def _bart(shape: BartShape, config: RunConfig) -> Anatomy:
     """Of texts as the task gives them; its tokens are the encoder's and the decoder's."""
     task = config.task
     if not isinstance(task, TextToTextTask):
-        raise PlanError(
-            f"backbone.name: {config.backbone.name} takes sources and targets, but the task is {task.name}.\n"
-            "  Choose a backbone for the task, or a task for the backbone (`replora ls`)."
-        )
+        raise _wrong_task(config, "sources and targets")
     source, target = task.source_tokens + task.visual_tokens, task.target_tokens + 1  # and the start token
     return Anatomy(
         family="bart",
@@ -261,4 +255,11 @@ def _bart(shape: BartShape, config: RunConfig) -> Anatomy:
         beside_parameters=shape.beside_parameters,
         visual=shape.visual,
         visual_tokens=task.visual_tokens,
+    )
+
+
+def _wrong_task(config: RunConfig, taken: str) -> PlanError:
+    return PlanError(
+        f"backbone.name: {config.backbone.name} takes {taken}, but the task is {config.task.name}.\n"
+        "  Choose a backbone for the task, or a task for the backbone (`replora ls`)."
     )

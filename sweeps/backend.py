@@ -12,8 +12,9 @@ from replora.errors import ConfigError
 from replora.train.events import Event
 from sweeps.director import Director, TrialTask
 from sweeps.interruption import interruption, raise_for
+from sweeps.resources import Layout
 
-__all__ = ["Trainer", "drive", "run"]
+__all__ = ["Backend", "Trainer", "drive", "run"]
 
 IDLE_S = 0.2  # between calls of on_idle (choice: what a person notices)
 
@@ -48,39 +49,57 @@ class Trainer(Protocol):
         ...
 
 
-def run(  # noqa: PLR0913 - the contract of both backends (docs/architecture.md)
+class Backend(Protocol):
+    """Runs the trials of a sweep to their end: `run` of this module, and of `sweeps.ray_backend`."""
+
+    def __call__(
+        self,
+        director: Director,
+        folder: Path,
+        layout: Layout,
+        *,
+        ranks: int = 1,
+        address: str | None = None,
+        on_idle: Callable[[], None] | None = None,
+    ) -> None:
+        """Runs a sweep to its end; returns when `director.done`.
+
+        Args:
+            director: Decides which trials run and which stop, and records everything.
+            folder: Of the sweep; on a cluster, one that every node sees.
+            layout: Long-lived hosts that hold a frozen base each, and the slots and threads of one.
+            ranks: Processes of one host; more than one are a gang.
+            address: Of a running Ray cluster (`auto` finds the local one); null means this machine.
+            on_idle: Called several times a second, for a live display.
+
+        Raises:
+            KeyboardInterrupt: After SIGINT, when every running trial has written a checkpoint.
+            SystemExit: After SIGTERM, likewise.
+        """
+        ...
+
+
+def run(
     director: Director,
-    *,
     folder: Path,
-    hosts: int,
-    slots: int,
-    threads: int,
+    layout: Layout,
+    *,
+    ranks: int = 1,
     address: str | None = None,
     on_idle: Callable[[], None] | None = None,
-    ranks: int = 1,
 ) -> None:
-    """Runs a sweep to its end in this process; returns when `director.done`.
-
-    Args:
-        director: Decides which trials run and which stop, and records everything.
-        folder: Of the sweep.
-        hosts: Ignored but for its product with `slots`: all slots are in the one host of this process.
-        slots: Trials that train at once, for each of `hosts`.
-        threads: CPU threads, for each of `hosts`.
-        address: Ignored; there is no Ray.
-        on_idle: Called several times a second, for a live display.
-        ranks: Must be 1: this process is the only one.
+    """A `Backend` without Ray: all slots of the layout are in the one host of this process.
 
     Raises:
-        KeyboardInterrupt: After SIGINT, when every running trial has written a checkpoint.
-        SystemExit: After SIGTERM, likewise.
+        ConfigError: If a host has several ranks: this process is the only one.
     """
     del folder, address
     if ranks > 1:
         raise ConfigError(
             f"run.engine.ranks must be 1 with backend: in-process, but got {ranks}. Set backend: ray."
         )
-    drive(director, _host(hosts * slots, hosts * threads), on_idle or (lambda: None))
+    host = _host(layout.hosts * layout.slots, layout.hosts * layout.threads)
+    drive(director, host, on_idle or (lambda: None))
 
 
 def drive(director: Director, trainer: Trainer, beat: Callable[[], None]) -> None:

@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from sweeps.backend import Backend
 from sweeps.best import Selection, select
 from sweeps.calibration import calibrated_layout, remember_limits, remembered_layout, remembered_limits
 from sweeps.check import check_sweep
@@ -173,7 +174,7 @@ def _drive(config: SweepConfig, ledger: Ledger) -> SweepResult:
 def _train(config: SweepConfig, director: Director, folder: Path) -> None:
     from sweeps.report import LiveTable
 
-    run = import_module(_BACKENDS[config.backend]).run
+    run: Backend = import_module(_BACKENDS[config.backend]).run
     layout = placed(config, calibrated_layout(config)).layout
     sampler = MachineSampler(director.sampled, str(folder))
     with LiveTable(director.view, layout.hosts * layout.slots, trials_planned(config)) as live:
@@ -182,16 +183,8 @@ def _train(config: SweepConfig, director: Director, folder: Path) -> None:
             live.update()
             sampler.update()
 
-        run(
-            director,
-            folder=folder,
-            hosts=layout.hosts,
-            slots=layout.slots,
-            threads=layout.threads,
-            ranks=config.run.engine.ranks,
-            address=config.resources.address,
-            on_idle=on_idle,
-        )
+        ranks, address = config.run.engine.ranks, config.resources.address
+        run(director, folder, layout, ranks=ranks, address=address, on_idle=on_idle)
 
 
 def _answer(folder: Path, view: SweepView) -> SweepResult:

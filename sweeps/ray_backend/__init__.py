@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sweeps.ray_backend.contract import Director
+    from sweeps.resources import Layout
 
 __all__ = ["run"]
 
@@ -20,29 +21,18 @@ __all__ = ["run"]
 _FOR_HOSTS = 0.85
 
 
-def run(  # noqa: PLR0913 - the contract of both backends (docs/architecture.md)
+def run(
     director: Director,
-    *,
     folder: Path,
-    hosts: int,
-    slots: int,
-    threads: int,
+    layout: Layout,
+    *,
+    ranks: int = 1,
     address: str | None = None,
     on_idle: Callable[[], None] | None = None,
-    ranks: int = 1,
 ) -> None:
-    """Runs a sweep to its end on Ray; returns when `director.done`.
+    """A `sweeps.backend.Backend` on Ray, which it starts and stops unless it gets an address.
 
-    Args:
-        director: Decides which trials run and which stop, and records everything.
-        folder: Of the sweep; on a cluster, one that every node sees.
-        hosts: Long-lived processes that hold a frozen base each; with GPUs, one for each or a share.
-        slots: Trials that train at once on one host.
-        threads: CPU threads of one host.
-        address: Of a running Ray cluster (`auto` finds the local one); null starts Ray on this machine
-            and stops it at the end.
-        on_idle: Called several times a second, for a live display.
-        ranks: Processes of one host; more than one are a gang in the bundles of a placement group.
+    With GPUs, a host has one, or a share of one; several ranks have a placement group's bundles.
 
     Raises:
         MachineError: If the installed Ray is not one that this backend was tested with, the cluster has
@@ -52,9 +42,12 @@ def run(  # noqa: PLR0913 - the contract of both backends (docs/architecture.md)
     from sweeps.ray_backend.contract import HostPlan
     from sweeps.ray_backend.session import Session
 
-    with Session(hosts=hosts * ranks, address=address) as session:
+    processes = layout.hosts * ranks
+    with Session(hosts=processes, address=address) as session:
         from sweeps.ray_backend.drive import drive
 
-        memory_gib = None if address else _FOR_HOSTS * this_machine_gib() / (hosts * ranks)
-        plan = HostPlan(hosts, slots, threads, folder, memory_gib, ranks, prompt=director.judges)
+        memory_gib = None if address else _FOR_HOSTS * this_machine_gib() / processes
+        plan = HostPlan(
+            layout.hosts, layout.slots, layout.threads, folder, memory_gib, ranks, prompt=director.judges
+        )
         drive(director, session, plan, on_idle)

@@ -11,6 +11,7 @@ from replora.methods.folder import load_adapter
 from sweeps import backend, ray_backend
 from sweeps.config import Domain, SweepConfig
 from sweeps.director import Director
+from sweeps.resources import Layout
 from sweeps.views import SweepView
 from tests.sweeps.simulated import begin
 
@@ -41,7 +42,7 @@ def outcome(folder: Path, *, on_ray: bool) -> SweepView:
     with begin(folder, sweep()) as ledger:
         director = Director(sweep(), ledger)
         run = ray_backend.run if on_ray else backend.run
-        run(director, folder=folder, hosts=1, slots=4, threads=1)
+        run(director, folder, Layout(1, 4, 1))
         return director.view
 
 

@@ -16,6 +16,7 @@ from sweeps.config import SweepConfig
 from sweeps.director import Director
 from sweeps.host import Host
 from sweeps.ledger import SweepView
+from sweeps.resources import Layout
 from tests.sweeps.scripted import ScriptedTask
 from tests.sweeps.simulated import begin
 
@@ -62,7 +63,7 @@ def trained(run: RunConfig, folder: Path) -> dict[str, torch.Tensor]:
 def test_a_packed_population_in_this_process(tmp_path: Path) -> None:
     with begin(tmp_path, population()) as ledger:
         director = Director(population(), ledger)
-        backend.run(director, folder=tmp_path, hosts=1, slots=4, threads=1)
+        backend.run(director, tmp_path, Layout(1, 4, 1))
         check(tmp_path, director.view)
 
 
@@ -70,5 +71,5 @@ def test_a_packed_population_in_this_process(tmp_path: Path) -> None:
 def test_a_packed_population_on_ray(tmp_path: Path) -> None:
     with begin(tmp_path, population()) as ledger:
         director = Director(population(), ledger)
-        ray_backend.run(director, folder=tmp_path, hosts=2, slots=2, threads=1)
+        ray_backend.run(director, tmp_path, Layout(2, 2, 1))
         check(tmp_path, director.view)

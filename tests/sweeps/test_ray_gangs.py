@@ -13,6 +13,7 @@ import pytest
 from replora.errors import ConfigError, MachineError
 from replora.train.events import Failed, Finished, Reported
 from sweeps.ray_backend.contract import HostPlan
+from sweeps.resources import Layout
 from tests.sweeps.scripted import ScriptedDirector, ScriptedTrainer
 
 
@@ -115,4 +116,4 @@ def test_ranks_are_refused_in_process(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"run\.engine\.ranks must be 1 with backend: in-process, but got 2"
     ):
-        run(director, folder=tmp_path, hosts=1, slots=1, threads=1, ranks=2)
+        run(director, tmp_path, Layout(1, 1, 1), ranks=2)

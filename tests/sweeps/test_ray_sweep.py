@@ -15,6 +15,7 @@ from sweeps.config import Domain, PrunerConfig, SweepConfig
 from sweeps.director import Director
 from sweeps.ledger import SweepView
 from sweeps.ray_backend import run
+from sweeps.resources import Layout
 from tests.sweeps.simulated import begin
 
 STEPS = 400
@@ -53,7 +54,7 @@ def test_a_sweep_survives_the_sigkill_of_a_host_in_training(tmp_path: Path) -> N
 
     with begin(tmp_path, config) as ledger:
         director = Director(config, ledger)
-        run(director, folder=tmp_path, hosts=2, slots=2, threads=1, on_idle=kill_once)
+        run(director, tmp_path, Layout(2, 2, 1), on_idle=kill_once)
     assert killed
     assert states(director.view) == ["finished"] * 4
     trials = list(director.view.trials.values())
@@ -67,7 +68,7 @@ def test_pruned_trials_of_a_real_sweep_free_their_slots(tmp_path: Path) -> None:
     config = sweep_of(20, pruner=PrunerConfig(name="asha", grace_steps=2, reduction=2))
     with begin(tmp_path, config) as ledger:
         director = Director(config, ledger)
-        run(director, folder=tmp_path, hosts=1, slots=2, threads=1)
+        run(director, tmp_path, Layout(1, 2, 1))
     assert director.done
     assert "pruned" in states(director.view)
     assert set(states(director.view)) <= {"pruned", "finished"}
