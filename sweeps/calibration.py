@@ -2,7 +2,8 @@
 
 A measurement costs a few seconds (a process per host that imports torch, loads the base and trains a
 few steps of each width); its result is kept in the cache folder, so only the first sweep of its kind
-on a machine pays for it. Limits of memory that a sweep has run into are kept likewise.
+on a machine pays for it. Limits of memory that a sweep has run into are kept likewise. Other training
+code, another torch or another card knows neither: a measurement says nothing about them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from cluster.calibration import Peak, remember
+from cluster.doctor.software import gpus
 from replora.atomic import write_atomically
 from replora.config import RunConfig
 from replora.errors import ConfigError, MachineError, ReploraError, RunFailedError
@@ -24,6 +26,7 @@ from replora.folders import cache_folder
 from replora.train import heap
 from replora.train.key import pack_key
 from sweeps.config import SweepConfig
+from sweeps.provenance import code_hash
 from sweeps.resources import Layout, layout_of, slots_at_most, visible_gpus
 from sweeps.retries import Limits
 
@@ -177,8 +180,13 @@ def _write(path: Path, content: object) -> None:
 
 
 def _path(config: SweepConfig, kind: str) -> Path:
+    """Where knowledge of a kind is kept, by all that decides it: runs, hosts, code and machine."""
     layout = layout_of(config)
-    about = [_VERSION, pack_key(config.run), layout.hosts, layout.threads, version("torch"), _processor()]
+    machine = [_processor(), *(sorted(set(gpus() or ())) if visible_gpus() else ())]
+    about = [
+        *(_VERSION, pack_key(config.run), layout.hosts, layout.threads),
+        *(code_hash(), version("torch"), *machine),
+    ]
     digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
     return cache_folder() / f"{kind}-{digest}.json"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import replora
 
-__all__ = ["RECORDED_ONLY", "git_revision", "version_changes", "versions"]
+__all__ = ["RECORDED_ONLY", "code_hash", "git_revision", "version_changes", "versions"]
 
 PACKAGES = ("replora", "torch", "torchvision", "timm", "transformers", "numpy", "optuna", "ray", "mlflow")
 #: Versions that cannot move a result, so that a change of theirs needs nobody's consent.
@@ -25,7 +25,7 @@ def versions() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "not installed"
-    return found | {"code": _code_hash()}
+    return found | {"code": code_hash()}
 
 
 def version_changes(before: dict[str, str], now: dict[str, str]) -> list[str]:
@@ -36,6 +36,17 @@ def version_changes(before: dict[str, str], now: dict[str, str]) -> list[str]:
         for name in names
         if before.get(name) != now.get(name)
     ]
+
+
+def code_hash() -> str:
+    """First 12 hex digits over the Python files that a training runs."""
+    root = Path(replora.__file__).parent
+    digest = hashlib.sha256()
+    for folder in ("methods", "models", "tasks", "train"):
+        for path in sorted((root / folder).rglob("*.py")):
+            digest.update(f"{path.relative_to(root)}\n".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def git_revision() -> str:
@@ -55,14 +66,3 @@ def _git(folder: Path, *arguments: str) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def _code_hash() -> str:
-    """First 12 hex digits over the Python files that a training runs."""
-    root = Path(replora.__file__).parent
-    digest = hashlib.sha256()
-    for folder in ("methods", "models", "tasks", "train"):
-        for path in sorted((root / folder).rglob("*.py")):
-            digest.update(f"{path.relative_to(root)}\n".encode())
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]

@@ -382,6 +382,19 @@ def test_folder_of_another_run_is_refused(replora: Replora, trained: Path) -> No
     assert "belongs to the run" in err
 
 
+def test_a_start_that_failed_leaves_its_folder_to_the_corrected_command(
+    replora: Replora, tmp_path: Path
+) -> None:
+    def train(weights: str) -> tuple[int, str, str]:
+        folder = str(tmp_path / "run")
+        return replora("train", RECIPE, "train.steps=1", f"backbone.weights={weights}", "--dir", folder)
+
+    status, _, err = train(str(tmp_path / "missing.safetensors"))
+    assert status != 0
+    assert "missing.safetensors" in err
+    assert train("random")[0] == 0
+
+
 # --- words -----------------------------------------------------------------------------------------
 
 

@@ -71,7 +71,9 @@ def test_a_measurement_is_taken_once(own_cache: Path, monkeypatch: pytest.Monkey
     assert calibrated_layout(random) == first == remembered_layout(random)
 
 
-def test_a_damaged_memory_is_measured_again(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one for each measurement, none of which trains."""
     taken: list[int] = []
 
     def measure(*_: object) -> dict[int, float]:
@@ -79,8 +81,20 @@ def test_a_damaged_memory_is_measured_again(own_cache: Path, monkeypatch: pytest
         return {1: 1.0, 12: 12.0}
 
     monkeypatch.setattr(calibration, "_measure", measure)
+    return taken
+
+
+def test_a_damaged_memory_is_measured_again(own_cache: Path, taken: list[int]) -> None:
     calibrated_layout(sweep())
     next(own_cache.glob("*.json")).write_text("{")
+    calibrated_layout(sweep())
+    assert len(taken) == 2
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_other_training_code_is_measured_again(taken: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    calibrated_layout(sweep())
+    monkeypatch.setattr(calibration, "code_hash", lambda: "other")
     calibrated_layout(sweep())
     assert len(taken) == 2
 
