@@ -30,7 +30,7 @@ from replora.train.process import prepare_process
 
 __all__ = ["RunResult", "evaluate", "pick_device", "train"]
 
-RESULT = "result.json"
+DESCRIBED, RESULT = "config.yaml", "result.json"
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,10 @@ def train(
     if config.engine.ranks == 1 or ranks.count() > 1:
         return _train_here(config, folder, test, on_event)
     name = fingerprint(config)
-    result = _claim(folder, config, name)
+    result = _open(folder, config, name)
     if result is None or (test and not _is_tested(result)):
         run_ranks(_train_here, config, folder, test, on_event)
-        result = _claim(folder, config, name)
+        result = _open(folder, config, name)
     assert result is not None, "rank 0 writes it before it ends"
     return result
 
@@ -121,7 +121,7 @@ def pick_device() -> torch.device:
 def _train_here(config: RunConfig, folder: Path, test: bool, on_event: Callable[[Event], None]) -> RunResult:
     """`train` in this process, as the only rank or one of several; the leader writes the result."""
     name = fingerprint(config)
-    result = ranks.from_leader(lambda: _claim(folder, config, name))
+    result = ranks.from_leader(lambda: _open(folder, config, name))
     if result is None:
         result = _train(config, name, folder, on_event)
         _write_result(folder, result)
@@ -146,6 +146,7 @@ def _train(config: RunConfig, name: str, folder: Path, on_event: Callable[[Event
         config.task, precision=config.train.precision, device=device, processor=backbone.processor
     )
     pack = Pack(config, backbone, task, slots=1)
+    ranks.from_leader(lambda: _claim(folder, config, name))
     pack.admit(name, config, folder)
     last: Event | None = None
     while pack.trials:
@@ -159,9 +160,10 @@ def _train(config: RunConfig, name: str, folder: Path, on_event: Callable[[Event
     raise RunFailedError(f"{folder}: {last.reason if isinstance(last, Failed) else 'ended without a result'}")
 
 
-def _claim(folder: Path, config: RunConfig, name: str) -> RunResult | None:
-    """Makes the folder this run's own; returns its result if it has finished."""
-    described = folder / "config.yaml"
+def _open(folder: Path, config: RunConfig, name: str) -> RunResult | None:
+    """Makes sure that the folder can be this run's own; returns its result if it has finished."""
+    folder.mkdir(parents=True, exist_ok=True)
+    described = folder / DESCRIBED
     if described.exists():
         owner = yaml.safe_load(described.read_text())
         if not isinstance(owner, dict) or owner.get("fingerprint") != name:
@@ -173,10 +175,6 @@ def _claim(folder: Path, config: RunConfig, name: str) -> RunResult | None:
             raise CheckpointError(
                 f"{folder}: belongs to the same run on other files. Name another folder with --dir."
             )
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        content = {"fingerprint": name, "run": config.model_dump(mode="json")}
-        write_atomically(described, yaml.safe_dump(content, sort_keys=False).encode())
     finished = folder / RESULT
     if not finished.exists():
         return None
@@ -184,6 +182,13 @@ def _claim(folder: Path, config: RunConfig, name: str) -> RunResult | None:
         return RunResult(**json.loads(finished.read_text()))
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{finished}: damaged: {error}. Remove it to train again.") from error
+
+
+def _claim(folder: Path, config: RunConfig, name: str) -> None:
+    """Makes the folder this run's own, once it has loaded: a start that fails leaves it free."""
+    content = {"fingerprint": name, "run": config.model_dump(mode="json")}
+    if not (folder / DESCRIBED).exists():
+        write_atomically(folder / DESCRIBED, yaml.safe_dump(content, sort_keys=False).encode())
 
 
 def _files_of(run: object) -> object:
