@@ -71,7 +71,7 @@ def bart_backbone(
         features=bart_features,
         width=int(described.d_model),
         fingerprint=fingerprint,
-        processor=None if folder is None else HubTokenizer(folder),
+        processor=None if folder is None else HubTokenizer(folder, int(described.vocab_size)),
         attend=transformer_attend,
         beside=_beside(model) if described.visual_features else None,
     )

@@ -115,10 +115,15 @@ def checkpoint_files(model: nn.Module, tokenizer: object) -> dict[str, str | byt
 
 
 class HubTokenizer:
-    """The tokenizer of a checkpoint's folder, loaded when first used."""
+    """The tokenizer of a checkpoint's folder, loaded when first used.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    Args:
+        folder: Of the checkpoint.
+        vocabulary: Tokens that the model knows; its own may be fewer.
+    """
+
+    def __init__(self, folder: Path, vocabulary: int) -> None:
+        self._folder, self._vocabulary = folder, vocabulary
         self._loaded: Any = None
 
     @property
@@ -127,8 +132,19 @@ class HubTokenizer:
         return int(self._tokenizer.eos_token_id)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokens of each text, with the start token where the model has one."""
-        return cast("list[list[int]]", self._tokenizer(list(texts))["input_ids"])
+        """Tokens of each text, with the start token where the model has one.
+
+        Raises:
+            ConfigError: If a token is none of the model's.
+        """
+        found = cast("list[list[int]]", self._tokenizer(list(texts))["input_ids"])
+        largest = max((token for text in found for token in text), default=0)
+        if largest >= self._vocabulary:
+            raise ConfigError(
+                f"backbone: the tokenizer in {self._folder} gives token {largest}, but the model knows "
+                f"{self._vocabulary} tokens, from 0.\n  Put the model's own tokenizer there."
+            )
+        return found
 
     def decode(self, tokens: Sequence[Sequence[int]]) -> list[str]:
         """Texts without special tokens."""
@@ -152,7 +168,9 @@ class HubTokenizer:
             from transformers import AutoTokenizer
 
             try:
-                self._loaded = AutoTokenizer.from_pretrained(self._folder, local_files_only=True)
+                self._loaded = AutoTokenizer.from_pretrained(
+                    self._folder, local_files_only=True, trust_remote_code=False
+                )
             except (OSError, ValueError, ImportError, KeyError) as error:
                 reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
                 raise ConfigError(

@@ -36,6 +36,8 @@ __all__ = [
     "language_targets",
 ]
 
+#: What a configuration calls changes of the logits behind the head (known: transformers' models).
+_LOGITS = ("logits_scaling", "logit_scale", "lm_head_multiplier", "final_logit_softcapping")
 _PARTS = {
     "query": "self_attn.q_proj",
     "key": "self_attn.k_proj",
@@ -72,6 +74,9 @@ def language_backbone(
         CheckpointError: If its files are damaged or do not fit.
     """
     described = language_config(config.name, folder)
+    processor = None if folder is None else HubTokenizer(folder, int(described.vocab_size))
+    if described.eos_token_id is None and processor is not None and config.weights != "random":
+        described.eos_token_id = processor.end  # as the texts that it learns from end
     model = build_language_model(described, dtype)
     targets = language_targets(model)
     if folder is None or config.weights == "random":
@@ -87,7 +92,7 @@ def language_backbone(
         features=language_features,
         width=int(described.hidden_size),
         fingerprint=fingerprint,
-        processor=None if folder is None else HubTokenizer(folder),
+        processor=processor,
         attend=transformer_attend,
     )
 
@@ -114,7 +119,7 @@ def language_config(name: str, folder: Path | None) -> PretrainedConfig:
             rms_norm_eps=1e-6,
         )
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
         raise ConfigError(
@@ -142,12 +147,34 @@ def build_language_model(config: PretrainedConfig, dtype: torch.dtype) -> PreTra
 
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype)
+            model = AutoModelForCausalLM.from_config(
+                config, attn_implementation="sdpa", dtype=dtype, trust_remote_code=False
+            )
     except ValueError as error:
+        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
         raise ConfigError(
-            f"backbone: a {config.model_type} is not a causal language model for transformers."
+            f"backbone: a {config.model_type} is no causal language model here ({reason[0]}); {_WANTED}"
         ) from error
+    _check_head(model)
     return cast("PreTrainedModel", model)
+
+
+def _check_head(model: nn.Module) -> None:
+    """Refuses logits that are more than the head's weight times the hidden states: losses are taken so.
+
+    Raises:
+        ConfigError: Naming what the model does to its logits, as Cohere, Granite and Gemma do.
+    """
+    config: Any = model.config
+    found = [f"{name} {value}" for name in _LOGITS if (value := getattr(config, name, None)) not in (None, 1)]
+    if getattr(model.get_output_embeddings(), "bias", None) is not None:  # type: ignore[operator]
+        found.append("a bias in the language head")
+    if found:
+        raise ConfigError(
+            f"backbone: the logits of this {config.model_type} have {', '.join(found)}, without which its "
+            "losses would be wrong.\n"
+            "  Use a model whose logits are its head's alone, as Llama's, Mistral's and Qwen's are."
+        )
 
 
 def language_targets(model: nn.Module) -> tuple[Target, ...]:

@@ -42,7 +42,7 @@ def generate(
         processor: The model's tokenizer.
         search: Beams, length and batch.
     """
-    encoded = processor.encode(prompts)
+    encoded = [_open(tokens, processor.end) for tokens in processor.encode(prompts)]
     order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
     texts = [[""] * len(prompts) for _ in range(slots)]
     for start in range(0, len(order), search.batch):
@@ -53,6 +53,11 @@ def generate(
             for index, text in zip(chosen, processor.decode(answers), strict=True):
                 texts[slot][index] = text
     return texts
+
+
+def _open(tokens: Sequence[int], end: int) -> Sequence[int]:
+    """A prompt to go on from: some tokenizers end every text."""
+    return tokens[:-1] if tokens[-1:] == [end] else tokens
 
 
 def _prompts(encoded: Sequence[Sequence[int]], filler: int, search: Search) -> dict[str, Tensor]:

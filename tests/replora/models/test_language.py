@@ -19,10 +19,10 @@ from replora.config import BackboneConfig
 from replora.errors import CheckpointError, ConfigError, MachineError
 from replora.models import hub
 from replora.models.base import Backbone
-from replora.models.language import language_features
+from replora.models.language import build_language_model, language_features
 from replora.models.load import load_backbone
 from replora.models.token_loss import token_losses
-from tests.replora.tiny_llama import save_tiny_llama
+from tests.replora.tiny_llama import made_items, save_tiny_llama
 
 PROMPT = torch.tensor([[0, 40, 50, 60, 70], [0, 80, 90, 91, 92]])
 
@@ -117,7 +117,8 @@ def test_other_models_of_llamas_form_load_as_well(kind: str, tmp_path: Path) -> 
     from transformers import AutoConfig
 
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 400}
-    config = AutoConfig.for_model(kind, num_attention_heads=4, num_key_value_heads=2, head_dim=8, **sizes)
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "eos_token_id": 1}
+    config = AutoConfig.for_model(kind, **sizes)
     stock = AutoModelForCausalLM.from_config(config).eval()
     stock.save_pretrained(tmp_path)
     backbone = loaded(tmp_path)
@@ -292,3 +293,48 @@ def test_model_of_another_form_is_refused(tmp_path: Path) -> None:
     GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=50)).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=r"a gpt2 has no model\.layers"):
         loaded(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "words"),
+    [
+        ("Granite", {"logits_scaling": 4.0}, "logits_scaling 4.0"),
+        ("Cohere", {"logit_scale": 0.25}, "logit_scale 0.25"),
+        ("Phi", {}, "a bias in the language head"),
+        ("Gemma2", {}, "a gemma2 is no causal language model here"),
+    ],
+)
+def test_models_whose_losses_would_be_wrong_are_refused(
+    kind: str, changes: dict[str, Any], words: str
+) -> None:
+    import transformers
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 50}
+    config = getattr(transformers, f"{kind}Config")(**sizes, **{"eos_token_id": 1, **changes})
+    with pytest.raises(ConfigError, match=words):
+        build_language_model(config, torch.float32)
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_code_of_a_folder_is_never_run_and_nobody_is_asked(
+    copied: Path, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda text: "y")
+    described = json.loads((copied / file).read_text())
+    described |= {"model_type": "theirs", "tokenizer_class": "Theirs"}
+    described["auto_map"] = {"AutoConfig": "theirs.Theirs", "AutoTokenizer": ["theirs.Theirs", None]}
+    (copied / file).write_text(json.dumps(described))
+    (copied / "theirs.py").write_text("raise AssertionError('their code ran')")
+    with pytest.raises(ConfigError, match="contains custom code"):
+        loaded(copied).processor.encode(["a text"])  # type: ignore[union-attr]
+
+
+def test_tokenizer_of_a_larger_vocabulary_is_refused(tmp_path: Path) -> None:
+    backbone = loaded(save_tiny_llama(tmp_path, vocab_size=300))
+    with pytest.raises(ConfigError, match="but the model knows 300 tokens"):
+        backbone.processor.encode([made_items("boolq", 1)[0]["instruction"]])  # type: ignore[union-attr]
+
+
+def test_where_the_model_names_no_end_answers_end_as_the_texts_do(tmp_path: Path) -> None:
+    backbone = loaded(save_tiny_llama(tmp_path, eos_token_id=None))
+    assert backbone.model.config.eos_token_id == 1  # type: ignore[union-attr]

@@ -46,7 +46,7 @@ def settings(root: Path, **fields: Any) -> CommonsenseTask:
 @pytest.fixture
 def task(llama: Path, data: Path) -> Callable[..., Commonsense]:
     def _task(**fields: Any) -> Commonsense:
-        return commonsense_task(settings(data, **fields), HubTokenizer(llama), CPU)
+        return commonsense_task(settings(data, **fields), HubTokenizer(llama, 400), CPU)
 
     return _task
 
@@ -153,7 +153,7 @@ def test_text_is_scored_to_its_end_token_and_not_beyond(
     item = split.items[3]
     length = int(batch["scored"].sum()) + 1
     whole = training_prompt(item, "clean") + item.output
-    assert HubTokenizer(llama).decode([batch["tokens"][0, :length].tolist()]) == [whole]
+    assert HubTokenizer(llama, 400).decode([batch["tokens"][0, :length].tolist()]) == [whole]
     assert batch["tokens"][0, length - 1] == END
     assert batch["scored"][0].tolist() == [False] + [True] * (length - 1) + [False] * (256 - length)
 
@@ -169,7 +169,7 @@ def test_loss_on_the_response_scores_the_output_alone(task: Callable[..., Common
     split = task(loss_on="response").split("train")
     batch = split.take(torch.tensor([0]), None)
     scored = batch["tokens"][batch["scored"]].tolist()
-    assert HubTokenizer(llama).decode([scored]) == [split.items[0].output]
+    assert HubTokenizer(llama, 400).decode([scored]) == [split.items[0].output]
 
 
 def test_loss_is_the_mean_over_each_slots_own_tokens(task: Callable[..., Commonsense]) -> None:
@@ -185,7 +185,7 @@ class Oracle:
     """Answers like two slots of which the first always says the same word."""
 
     def __init__(self, llama: Path, words: Sequence[str]) -> None:
-        self._processor = HubTokenizer(llama)
+        self._processor = HubTokenizer(llama, 400)
         self._words = words
         self.batches: list[Batch] = []
 
@@ -241,7 +241,7 @@ def test_prompts_are_padded_on_the_left_and_sorted_by_length(
 def test_answers_come_back_in_the_order_of_the_prompts(llama: Path) -> None:
     from replora.tasks.generation import Search, generate
 
-    processor = HubTokenizer(llama)
+    processor = HubTokenizer(llama, 400)
     prompts = ["a long prompt of many words", "b", "a middling prompt"]
 
     def echo(batch: Batch) -> Tensor:
@@ -249,6 +249,23 @@ def test_answers_come_back_in_the_order_of_the_prompts(llama: Path) -> None:
 
     texts = generate(echo, 2, prompts, processor, Search(beams=1, new_tokens=1, batch=2))
     assert texts == [prompts, prompts]
+
+
+def test_a_prompt_is_left_open_by_a_tokenizer_that_ends_texts(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from replora.tasks.generation import Search, generate
+
+    plain, seen = HubTokenizer(llama, 400), []
+    wanted = plain.encode(["a prompt"])
+
+    def look(batch: Batch) -> Tensor:
+        seen.append(batch["prompt"][0].tolist())
+        return batch["prompt"]
+
+    monkeypatch.setattr(plain, "encode", lambda texts: [[*tokens, END] for tokens in wanted])
+    generate(look, 1, ["a prompt"], plain, Search(beams=1, new_tokens=1, batch=1))
+    assert seen == [wanted]
 
 
 # --- the command line ------------------------------------------------------------------------------
@@ -284,7 +301,7 @@ def test_run_on_a_folder_trains_evaluates_and_exports(
         again.fingerprint
         != load_backbone(BackboneConfig(name=f"hf/{llama}"), precision="fp32", device="cpu").fingerprint
     )
-    assert HubTokenizer(merged).encode(["a text"]) == HubTokenizer(llama).encode(["a text"])
+    assert HubTokenizer(merged, 400).encode(["a text"]) == HubTokenizer(llama, 400).encode(["a text"])
 
 
 def test_made_items_have_every_answer() -> None:

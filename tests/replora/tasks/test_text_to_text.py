@@ -28,7 +28,7 @@ CPU, END = torch.device("cpu"), 2
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> HubTokenizer:
     folder = tmp_path_factory.mktemp("tokenizer")
     save_bart_tokenizer(folder)
-    return HubTokenizer(folder)
+    return HubTokenizer(folder, 300)
 
 
 @pytest.fixture
