@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 
 from benchmarks._calibration_process import RandomTask
-from benchmarks._common import Row, machine, say
+from benchmarks._common import Row, interleaved, machine, median, say
 from cluster.anatomy import anatomy_of
 from cluster.memory import GIB, Setting, memory_of
 from replora.config import BackboneConfig, RunConfig
@@ -28,7 +29,7 @@ from replora.models.load import load_backbone
 from replora.train.footprint import peak_memory, reset_peak
 from replora.train.pack import Pack
 
-__all__ = ["Bench", "bench", "card", "device_or_exit", "memory_row", "peak_flops", "seconds_a_step", "widest"]
+__all__ = ["Bench", "bench", "card", "device_or_exit", "memory_row", "peak_flops", "seconds", "widest"]
 
 #: Dense bf16 FLOP/s by part of the card's name, the first that fits (recalled from the makers' data sheets).
 PEAKS = {
@@ -127,7 +128,21 @@ def bench(name: str, tokens: int, folder: Path, device: torch.device) -> Bench:
     return Bench(load_backbone(config, precision="bf16", device=device), tokens, folder)
 
 
-def seconds_a_step(step: Step, device: torch.device, steps: int) -> float:
+def seconds(
+    sides: Mapping[str, Callable[[], Step]], device: torch.device, *, quick: bool
+) -> dict[str, float]:
+    """Median seconds a step of each side; the sides are made and measured in turn."""
+    steps, repeats = (1, 1) if quick else (10, 3)
+
+    def measured(make: Callable[[], Step]) -> float:
+        free()
+        return _seconds_a_step(make(), device, steps)
+
+    figures = interleaved({name: partial(measured, make) for name, make in sides.items()}, repeats)
+    return {name: median(values) for name, values in figures.items()}
+
+
+def _seconds_a_step(step: Step, device: torch.device, steps: int) -> float:
     """Mean time of a step after two that warm up."""
     for _ in range(2):
         step()

@@ -21,18 +21,8 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from benchmarks._common import Row, finish, interleaved, is_quick, median, say
-from benchmarks._gpu import (
-    Bench,
-    bench,
-    card,
-    device_or_exit,
-    free,
-    memory_row,
-    peak_flops,
-    seconds_a_step,
-    widest,
-)
+from benchmarks._common import Row, finish, is_quick, say
+from benchmarks._gpu import Bench, bench, card, device_or_exit, free, memory_row, peak_flops, seconds, widest
 
 LENGTH = 1_024
 #: Texts of one pass over all slots at most (choice): 8,192 tokens of LLaMA-7B keep 34 GiB beside the base.
@@ -42,20 +32,15 @@ METHOD = {"name": "replora", "rank": 32, "hidden": 64, "alpha": 32}
 
 def rows_of(model: Bench, batch: int, slots: int, *, quick: bool) -> list[Row]:
     """The rows of a pack width at `batch` texts a trial and step."""
-    steps, repeats = (1, 1) if quick else (10, 3)
     micro = widest(lambda size: model.ours(METHOD, batch, slots, size), max(1, min(batch, PASS // slots)))
-
-    def tokens_a_second(batch: int, slots: int, micro: int) -> float:
-        free()
-        step = model.ours(METHOD, batch, slots, micro)
-        return slots * batch * model.tokens / seconds_a_step(step, model.device, steps)
-
     sides = {
-        "alone": partial(tokens_a_second, batch, 1, min(batch, PASS)),
-        "pack": partial(tokens_a_second, batch, slots, micro),
-        "plain": partial(tokens_a_second, batch * slots, 1, micro * slots),
+        "alone": (batch, 1, min(batch, PASS)),
+        "pack": (batch, slots, micro),
+        "plain": (batch * slots, 1, micro * slots),
     }
-    found = {name: median(values) for name, values in interleaved(sides, repeats).items()}
+    makes = {side: partial(model.ours, METHOD, *shape) for side, shape in sides.items()}
+    times = seconds(makes, model.device, quick=quick)
+    found = {side: sides[side][0] * sides[side][1] * model.tokens / each for side, each in times.items()}
     name, device = f"K{slots}-{batch * model.tokens}", card(model.device)
     _show(name, found, model)
     gain, bound = found["pack"] / found["alone"], min(slots, found["plain"] / found["alone"])

@@ -15,23 +15,11 @@ Rows, for each model:
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from benchmarks._common import Row, finish, interleaved, is_quick, median, say
-from benchmarks._gpu import (
-    Bench,
-    Step,
-    bench,
-    card,
-    device_or_exit,
-    free,
-    memory_row,
-    peak_flops,
-    seconds_a_step,
-    widest,
-)
+from benchmarks._common import Row, finish, is_quick, say
+from benchmarks._gpu import Bench, bench, card, device_or_exit, free, memory_row, peak_flops, seconds, widest
 
 LENGTH, BATCH, RANK = 1_024, 4, 32
 REPLORA = {"name": "replora", "rank": RANK, "hidden": 64, "alpha": RANK}
@@ -44,31 +32,21 @@ def rows_of(name: str, model: Bench, *, quick: bool) -> list[Row]:
     for peer in ("lora", "dora"):
         theirs = partial(model.peft, rank=RANK, dora=peer == "dora")
         batch = min(widest(ours, BATCH), widest(theirs, BATCH))
-        found = seconds({"ours": ours, peer: theirs}, model, batch, quick=quick)
+        found = seconds(
+            {"ours": partial(ours, batch), peer: partial(theirs, batch)}, model.device, quick=quick
+        )
         rates = ", ".join(f"{side} {batch * model.tokens / each:.0f}" for side, each in found.items())
         say(f"  {name}, {batch} texts of {model.tokens} tokens a step: tokens/s {rates}")
         ratio = found[peer] / found["ours"]
         rows.append(Row(f"{name}-vs-{peer}", found["ours"], found[peer], "s a step", ratio, 1.0, device))
     batch, peak = widest(ours, BATCH), peak_flops(model.device)
     if peak is not None and batch == BATCH:
-        speed = batch * model.tokens / seconds({"ours": ours}, model, batch, quick=quick)["ours"]
+        speed = (
+            batch * model.tokens / seconds({"ours": partial(ours, batch)}, model.device, quick=quick)["ours"]
+        )
         share = 4 * model.parameters * speed / peak
         rows.append(Row(f"{name}-share-of-peak", speed, None, "tokens/s", share, 0.55, device))
     return [*rows, memory_row(name, model, model.run(REPLORA, batch), 1)]
-
-
-def seconds(
-    sides: dict[str, Callable[[int], Step]], model: Bench, batch: int, *, quick: bool
-) -> dict[str, float]:
-    """Median seconds a step of each side, measured in turn."""
-    steps, repeats = (1, 1) if quick else (10, 3)
-
-    def measured(make: Callable[[int], Step]) -> float:
-        free()
-        return seconds_a_step(make(batch), model.device, steps)
-
-    figures = interleaved({name: partial(measured, make) for name, make in sides.items()}, repeats)
-    return {name: median(values) for name, values in figures.items()}
 
 
 def main() -> None:
