@@ -32,18 +32,16 @@ def rows_of(name: str, model: Bench, *, quick: bool) -> list[Row]:
     for peer in ("lora", "dora"):
         theirs = partial(model.peft, rank=RANK, dora=peer == "dora")
         batch = min(widest(ours, BATCH), widest(theirs, BATCH))
-        found = seconds(
-            {"ours": partial(ours, batch), peer: partial(theirs, batch)}, model.device, quick=quick
-        )
+        sides = {"ours": partial(ours, batch), peer: partial(theirs, batch)}
+        found = seconds(sides, model.device, quick=quick)
         rates = ", ".join(f"{side} {batch * model.tokens / each:.0f}" for side, each in found.items())
         say(f"  {name}, {batch} texts of {model.tokens} tokens a step: tokens/s {rates}")
         ratio = found[peer] / found["ours"]
         rows.append(Row(f"{name}-vs-{peer}", found["ours"], found[peer], "s a step", ratio, 1.0, device))
     batch, peak = widest(ours, BATCH), peak_flops(model.device)
     if peak is not None and batch == BATCH:
-        speed = (
-            batch * model.tokens / seconds({"ours": partial(ours, batch)}, model.device, quick=quick)["ours"]
-        )
+        step = seconds({"ours": partial(ours, batch)}, model.device, quick=quick)["ours"]
+        speed = batch * model.tokens / step
         share = 4 * model.parameters * speed / peak
         rows.append(Row(f"{name}-share-of-peak", speed, None, "tokens/s", share, 0.55, device))
     return [*rows, memory_row(name, model, model.run(REPLORA, batch), 1)]
