@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, get_args
 
 from cluster.calibration import calibrate, remembered
 from cluster.hardware import load_hardware
-from cluster.memory import GIB, Offload, Setting, trained_parameters
+from cluster.memory import GIB, Offload, Setting, memory_of, trained_parameters
 from cluster.planner import Candidate, Pins, Plan, count, engine_of, engine_words, plan
 from replora.commands.showing import add_run_arguments, run_of
 from replora.config import RunConfig
@@ -108,6 +108,7 @@ def plan_text(config: RunConfig, found: Plan) -> str:
         lines.append(f"To train like this: {' '.join(words)}")
     if chosen.setting.slots > 1:
         lines.append(f"In a sweep: resources.slots={chosen.setting.slots}")
+    lines += _idle_zero(config, found)
     if found.easier:
         size, better = found.easier
         trials = count(found.trials_with(better), "trial")
@@ -115,6 +116,20 @@ def plan_text(config: RunConfig, found: Plan) -> str:
     rows = [{**each.row(), "fits": "yes" if each.fits else "no"} for each in found.considered]
     rows = [{**row, "recompute": "yes" if row["recompute"] else "no"} for row in rows]
     return "\n".join([*lines, "", table(rows, _COLUMNS)])
+
+
+def _idle_zero(config: RunConfig, found: Plan) -> list[str]:
+    """Says that the asked ZeRO-1 or 2 holds no less than as many GPUs without, where that is so."""
+    setting = found.chosen.setting
+    if setting.stage not in (1, 2):
+        return []
+    without = replace(setting, stage=0, offload="none")
+    hardware = found.hardware
+    memory = memory_of(config, found.anatomy, without, hardware.device, hardware.kept, hardware.trial_heap)
+    if memory.total > found.chosen.memory.total:
+        return []
+    over = f"no ZeRO over {count(setting.ranks, 'GPU')} needs {memory.total / GIB:.1f} GiB"
+    return [f"ZeRO-{setting.stage} saves no memory here: {over}, in the same setting (docs/engine.md)."]
 
 
 def overrides(config: RunConfig, setting: Setting) -> list[str]:

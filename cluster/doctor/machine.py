@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -63,7 +64,9 @@ def check_folder(name: str, folder: Path) -> Finding:
             file.write(b"x" * 4096)
             file.flush()
     except OSError as error:
-        return bad(name, f"{folder} cannot be written: {error.strerror}", elsewhere)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        cure = f"Free some space. {elsewhere}" if full else elsewhere
+        return bad(name, f"{folder} cannot be written: {error.strerror}", cure)
     free = shutil.disk_usage(there).free / GIB
     text = f"{folder} can be written, {free:.1f} GiB are free"
     remedy = f"Free some space. {elsewhere}"

@@ -33,7 +33,7 @@ def check_ports(ports: tuple[int, ...] = RAY_PORTS) -> Finding:
         return bad("ports", f"no loopback port can be bound: {error.strerror}", "Bring up the lo interface.")
     taken = [str(port) for port in ports if _answers("127.0.0.1", port) is None]
     if taken:
-        text = f"port {' and '.join(taken)} of this machine answer already"
+        text = f"taken on this machine: port {' and '.join(taken)}"
         remedy = "A Ray head started here needs other ports: ray start --head --port N --dashboard-port M."
         return doubtful("ports", text, remedy)
     return good("ports", f"loopback ports can be bound; {', '.join(map(str, ports))} are free")

@@ -287,6 +287,11 @@ def test_the_document_adds_up_and_the_text_names_the_choice() -> None:
     json.dumps(document)
 
 
+def test_zero_2_that_is_asked_for_is_said_to_save_nothing() -> None:
+    found = plan_13b("8xa100-40", stage=2)
+    assert "ZeRO-2 saves no memory here: no ZeRO over 2 GPUs needs" in plan_text(run(), found)
+
+
 def test_planning_needs_neither_torch_nor_ray_and_under_three_seconds() -> None:
     code = (
         "import sys; from cluster.commands import VERBS; import argparse; parser = argparse.ArgumentParser();"

@@ -115,6 +115,15 @@ def test_a_folder_that_is_a_file_cannot_be_written(tmp_path: Path) -> None:
     assert "--dir" in found.remedy
 
 
+def test_a_full_disk_is_to_be_emptied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(**options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", full)
+    found = machine.check_folder("runs", tmp_path)
+    assert (found.state, found.remedy) == ("error", "Free some space. Give another with --dir.")
+
+
 def test_a_missing_shared_memory_is_doubtful(tmp_path: Path) -> None:
     assert machine.check_shared_memory(tmp_path / "shm").state == "warning"
 
