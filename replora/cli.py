@@ -51,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if os.environ.get(_TRACEBACK):
             raise
-        _note(f"{type(error).__name__}: {error}\n  Set {_TRACEBACK}=1 to see where.")
+        hint = "Name a place that is there and that you may write to, or make room"
+        _note(f"{type(error).__name__}: {error}\n  {hint}; {_TRACEBACK}=1 shows where it came from.")
         return MachineError.exit_status
 
 

@@ -35,21 +35,48 @@ def find_space(name: str) -> Path:
     """The file that a user means: a path, or the name of a sweep that comes with the package.
 
     Raises:
-        ConfigError: If it is neither.
+        ConfigError: If it is neither, or a run.
     """
+    from replora.reading.compose import recipe_names
+
     if Path(name).is_file():
+        _refuse_run(Path(name))
         return Path(name)
     names = [path.stem for path in sorted(SPACES.glob("*.yaml"))]
+    if name in recipe_names():
+        raise ConfigError(f"{name} is a run, not a sweep.\n  {_instead(name)}")
     if name not in names:
         hint = f"{nearest(name, names)}Sweeps: {', '.join(names)}."
         raise ConfigError(f"{name} is neither a file nor a sweep of this package.\n  {hint}")
     return SPACES / f"{name}.yaml"
 
 
+def _refuse_run(path: Path) -> None:
+    """Raises if a file without a space holds what only a run, or the answer of a sweep, has."""
+    from replora.config import RunConfig
+    from replora.reading.document import read_document
+
+    data = read_document(path).data
+    if (
+        isinstance(data, dict)
+        and "space" not in data
+        and data.keys() & {*RunConfig.model_fields, "provenance"}
+    ):
+        raise ConfigError(f"{path} is a run, not a sweep: it has no space.\n  {_instead(str(path))}")
+
+
+def _instead(run: str) -> str:
+    return f"Use `replora train {run}`, or name it under `run: {{extends: ...}}` of a sweep."
+
+
 def _configure_sweep(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sweep", metavar="SWEEP.yaml", help="a sweep file, or a name of `replora ls spaces`")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key.path=value", help="laid over the file, e.g. search.trials=10"
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="key.path=value",
+        help="laid over the file, e.g. search.trials=10",
     )
     parser.add_argument("--dir", type=Path, metavar="D", help="folder of the sweep (default: runs/<name>)")
     parser.add_argument(

@@ -111,6 +111,8 @@ class ObjectiveConfig(Frozen):
     accuracy and trainable parameters.
     """
 
+    HINT: ClassVar[str] = "For example {metric: accuracy}."
+
     metric: str | None = None
     direction: Literal["maximize", "minimize"] | None = None
 

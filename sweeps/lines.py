@@ -29,8 +29,12 @@ def walk(path: Path) -> Iterator[tuple[Line, int]]:
     """
     try:
         file = path.open("rb")
-    except FileNotFoundError as error:
-        raise LedgerError(f"{path.parent}: not a sweep's folder, it has no {path.name}") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        why = f"it has no {path.name}" if path.parent.is_dir() else "there is no such folder"
+        raise LedgerError(
+            f"{path.parent}: not a sweep's folder, {why}.\n"
+            "  `replora sweep` makes one and prints its name (runs/<name>, unless --dir says otherwise)."
+        ) from error
     with file:
         end = 0
         for seq, raw in enumerate(file):

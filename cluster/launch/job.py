@@ -111,7 +111,7 @@ class Job:
     def _word_faults(self) -> Iterator[str]:
         words: list[Word] = [
             ("name", self.name, _NAME, "1 to 40 of a-z, 0-9 and -, starting with a letter"),
-            ("CONFIG", self.config, _PATH, "an absolute path of A-Z a-z 0-9 . _ / + @ = , -"),
+            ("SWEEP.yaml", self.config, _PATH, "an absolute path of A-Z a-z 0-9 . _ / + @ = , -"),
             ("--dir", self.folder, _PATH, "an absolute path of A-Z a-z 0-9 . _ / + @ = , -"),
             ("--env", self.environment, _PATH, "an absolute path of A-Z a-z 0-9 . _ / + @ = , -"),
             ("--mount", self.mount, _PATH, "an absolute path of A-Z a-z 0-9 . _ / + @ = , -"),
@@ -153,9 +153,9 @@ class Job:
         yield from self._outside()
 
     def _outside(self) -> Iterator[str]:
-        for option, path in (("CONFIG", self.config), ("--dir", self.folder)):
+        for option, path in (("SWEEP.yaml", self.config), ("--dir", self.folder)):
             if not path.is_relative_to(self.mount):
-                yield f"  {option} must lie under the mounted storage, {self.mount}, but got {path}."
+                yield f"  {option} must lie under --mount, {self.mount}, but got {path}."
 
 
 def job_name(config: Path) -> str:

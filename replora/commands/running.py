@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from replora.commands.showing import add_run_arguments, describe, describe_text, run_of
-from replora.errors import CheckpointError
+from replora.errors import ConfigError
 from replora.reading.compose import find_run
 from replora.reading.document import read_document
 from replora.train.events import Event, Reported
@@ -120,9 +120,11 @@ def _import(options: argparse.Namespace) -> Answer:
 
 
 def _require_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        raise CheckpointError(
-            f"{folder} is not a folder of a run. `replora train` prints the folder that it makes."
+    if not (folder / "adapter").is_dir():
+        why = "it has no adapter yet" if folder.is_dir() else "there is no such folder"
+        raise ConfigError(
+            f"{folder} is not a folder of a finished run: {why}.\n"
+            "  `replora train` prints the folder that it makes; a sweep's are in its trials/<fingerprint>."
         )
 
 

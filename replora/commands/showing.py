@@ -29,7 +29,11 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """The run file and its overrides, the same for every verb that takes a run."""
     parser.add_argument("run", metavar="RUN.yaml", help="a run file, a sweep's best.yaml, or a recipe's name")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key.path=value", help="laid over the file, e.g. optim.lr=1e-3"
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="key.path=value",
+        help="laid over the file, e.g. optim.lr=1e-3",
     )
 
 

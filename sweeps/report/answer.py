@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from sweeps.best import Contender, Selection
 from sweeps.interval import LEVEL
 from sweeps.report.front import front_table
-from sweeps.report.html import Html, join, tag, title
+from sweeps.report.html import Html, join, scroll, tag, title
 from sweeps.report.results import Results
 from sweeps.report.scales import Scale, scale_of
 from sweeps.report.search_words import final_text, phases_text
-from sweeps.report.words import amount, in_order, number, plain, score, short_names
+from sweeps.report.words import amount, counted, in_order, number, plain, score, short_names
 
 __all__ = ["answer", "front_text", "rivals_text"]
 
@@ -24,7 +24,9 @@ def answer(results: Results) -> Html:
     selection = results.selection
     best = selection.best
     if best is None:
-        return tag("p", f"There is none yet. {selection.note}", class_="absent")
+        return tag(
+            "p", f"There is none{'' if results.view.closed else ' yet'}. {selection.note}", class_="absent"
+        )
     several = len(selection.objectives) > 1
     return join([_card(results, best), front_table(results) if several else _contenders(results)])
 
@@ -115,10 +117,11 @@ def _contenders(results: Results) -> Html:
     heads += [plain(name, 40) for name in short_names(results.keys).values()]
     head = tag("thead", tag("tr", *(tag("th", text, scope="col") for text in heads)))
     body = tag("tbody", *(_row(item, scale, results.keys, tested) for item in shown))
-    parts = [f"The best {len(shown)} of {len(selection.contenders)} configurations."]
+    total = len(selection.contenders)
+    parts = [f"The best {len(shown)} of {counted(total, 'configuration')}."] if len(shown) < total else []
     parts += [f"How the second was judged: {plain(item.words, 200)}." for item in shown[1:2]]
     caption = tag("p", " ".join(parts), class_="absent")
-    return join([tag("div", tag("table", head, body), class_="scroll", tabindex="0"), caption])
+    return join([scroll("Best configurations", tag("table", head, body)), caption])
 
 
 def _ends(item: Contender) -> tuple[float, ...]:

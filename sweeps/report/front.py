@@ -7,7 +7,7 @@ import itertools
 from sweeps.best import Contender
 from sweeps.pareto import means_of
 from sweeps.report.axes import Figure, Frame, svg
-from sweeps.report.html import Html, join, tag, title
+from sweeps.report.html import Html, join, scroll, tag, title
 from sweeps.report.results import Results, thin
 from sweeps.report.scales import is_number, scale_of
 from sweeps.report.words import amount, in_order, number, objective_label, plain, point_text, short_names
@@ -45,7 +45,7 @@ def front_table(results: Results) -> Html:
     heads = [*metrics, "chosen", "seeds", *(plain(names[key], 40) for key in in_order(results.keys))]
     head = tag("thead", tag("tr", *(tag("th", text, scope="col") for text in heads)))
     body = tag("tbody", *(_row(results, item) for item in results.selection.front))
-    return tag("div", tag("table", head, body), class_="scroll", tabindex="0")
+    return scroll("Pareto front", tag("table", head, body))
 
 
 def _unconfirmed(results: Results) -> list[tuple[float, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from html import escape
 
-__all__ = ["Html", "join", "tag", "title"]
+__all__ = ["Html", "join", "scroll", "tag", "title"]
 
 
 class Html(str):
@@ -36,6 +36,12 @@ def tag(name: str, *children: str, **attributes: object) -> Html:
 def join(parts: Iterable[str]) -> Html:
     """Several pieces of markup or text in a row."""
     return Html("".join(map(_safe, parts)))
+
+
+def scroll(label: str, content: Html, *, tall: bool = False) -> Html:
+    """What may be wider than the page, or taller than the screen: a region that the keyboard scrolls."""
+    look = "scroll tall" if tall else "scroll"
+    return tag("div", content, class_=look, tabindex="0", role="region", aria_label=label)
 
 
 def title(text: str) -> Html:

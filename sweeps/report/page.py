@@ -15,14 +15,14 @@ from sweeps.report.answer import answer
 from sweeps.report.axes import Figure
 from sweeps.report.curves import curves_figure
 from sweeps.report.front import front_figure
-from sweeps.report.html import Html, join, tag
+from sweeps.report.html import Html, join, scroll, tag
 from sweeps.report.importance import importance_figure
 from sweeps.report.maps import map_figure
 from sweeps.report.parallel import parallel_figure
 from sweeps.report.results import Results
 from sweeps.report.search_words import schedule_text, skipped_text, warm_texts
 from sweeps.report.table import failures, trials_table
-from sweeps.report.words import date, duration, plain
+from sweeps.report.words import counted, date, duration, plain
 
 __all__ = ["REPORT_NAME", "render", "write_report"]
 
@@ -102,7 +102,7 @@ def _counts(view: SweepView) -> str:
         for state in ("finished", "pruned", "failed", "running", "paused", "asked")
         if counts[state]
     ]
-    return f"{len(view.trials)} trials: {', '.join(parts)}" if parts else "no trials yet"
+    return f"{counted(len(view.trials), 'trial')}: {', '.join(parts)}" if parts else "no trials yet"
 
 
 def _sections(results: Results) -> Iterable[Html]:
@@ -123,7 +123,7 @@ def _section(heading: str, *content: Html, wide: bool = False) -> Html:
 def _figure(figure: Figure) -> Html:
     if figure.drawing is None:
         return _section(figure.heading, tag("p", figure.caption, class_="absent"))
-    drawing = tag("div", figure.drawing, class_="scroll", tabindex="0")
+    drawing = scroll(figure.heading, figure.drawing)
     content = tag("figure", drawing, tag("figcaption", figure.caption))
     return _section(figure.heading, content, wide=figure.wide)
 

@@ -14,7 +14,7 @@ from sweeps.report.answer import front_text, rivals_text
 from sweeps.report.page import REPORT_NAME
 from sweeps.report.results import failure_groups
 from sweeps.report.search_words import final_text, phases_text, schedule_text, skipped_text, warm_texts
-from sweeps.report.words import amount, duration, plain, point_text, score
+from sweeps.report.words import amount, counted, duration, plain, point_text, score
 from sweeps.tracking import resolve_uri
 
 __all__ = ["summary"]
@@ -43,7 +43,9 @@ def _head(view: SweepView) -> str:
     kinds = ", ".join(f"{counts[state]} {state}" for state in states if counts[state])
     state = view.closed or "not over"
     took = duration(view.updated - view.started)
-    return f"{plain(view.name)}: {state}, {len(view.trials)} trials in {took} ({kinds or 'none yet'})"
+    return (
+        f"{plain(view.name)}: {state}, {counted(len(view.trials), 'trial')} in {took} ({kinds or 'none yet'})"
+    )
 
 
 def _best(view: SweepView, selection: Selection) -> Iterator[str]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from sweeps.ledger import TrialView
-from sweeps.report.html import Html, join, tag
+from sweeps.report.html import Html, join, scroll, tag
 from sweeps.report.progress import planned_steps
 from sweeps.report.results import Results, failure_groups
 from sweeps.report.scales import is_number
 from sweeps.report.search_words import copy_text, schedule_text
-from sweeps.report.words import amount, duration, number, plain, point_text, score, short_names
+from sweeps.report.words import amount, counted, duration, number, plain, point_text, score, short_names
 
 __all__ = ["failures", "trials_table"]
 
@@ -36,7 +36,7 @@ def trials_table(results: Results) -> Html:
     trials = sorted(results.view.trials.values(), key=lambda t: (ranked.get(t.fingerprint, last), t.number))
     head = tag("thead", tag("tr", *(tag("th", text, scope="col") for text in heads)))
     body = tag("tbody", *(_row(results, trial) for trial in trials))
-    table = tag("div", tag("table", head, body, id="trials"), class_="scroll tall", tabindex="0")
+    table = scroll("All trials", tag("table", head, body, id="trials"), tall=True)
     return join([table, tag("p", plain(_schedule(results), 400), class_="absent")])
 
 
@@ -101,7 +101,7 @@ def failures(results: Results) -> Html:
 
 
 def _failure(reason: str, trials: list[TrialView]) -> Html:
-    count = "1 trial" if len(trials) == 1 else f"{len(trials)} trials"
+    count = counted(len(trials), "trial")
     lines = [
         f"trial {t.number} at step {t.step}: {point_text(t.point)}, seed {t.seed}" for t in trials[:_NAMED]
     ]

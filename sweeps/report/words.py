@@ -13,6 +13,7 @@ __all__ = [
     "amount",
     "axis_label",
     "better",
+    "counted",
     "date",
     "duration",
     "in_order",
@@ -58,6 +59,11 @@ def amount(value: float) -> str:
     """An objective of any kind: whole numbers above 1 in full, everything else as `score` has it."""
     whole = math.isfinite(value) and value == round(value) and abs(value) > 1
     return f"{value:,.0f}" if whole else score(value)
+
+
+def counted(count: int, noun: str) -> str:
+    """A number of things: `1 trial`, `2 trials`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def score(value: float | None) -> str:

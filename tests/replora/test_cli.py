@@ -323,9 +323,10 @@ def test_best_of_a_sweep_is_trained_with_the_final_test(replora: Replora, tmp_pa
 
 @pytest.mark.parametrize("arguments", [("eval",), ("export", "--as", "merged", "--out", "x")])
 def test_folder_that_is_no_run_is_refused(replora: Replora, tmp_path: Path, arguments: Sequence[str]) -> None:
-    status, _, err = replora(arguments[0], str(tmp_path / "none"), *arguments[1:])
-    assert status == 1
-    assert "none is not a folder of a run" in err
+    for folder, why in ((tmp_path / "none", "there is no such folder"), (tmp_path, "it has no adapter yet")):
+        status, _, err = replora(arguments[0], str(folder), *arguments[1:])
+        assert status == 2
+        assert f"{folder} is not a folder of a finished run: {why}." in err
 
 
 @pytest.fixture(scope="module")

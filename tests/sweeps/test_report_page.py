@@ -70,6 +70,7 @@ def test_page_says_what_is_not_distinguishable(grid: Page) -> None:
 
 def test_page_without_a_finished_trial_says_so() -> None:
     page = page_of(trial(0, {"optim.lr": 1e-3}, outcome="failed"))
+    assert "1 trial: 1 failed" in page.text
     assert "No configuration was trained to its end" in page.text
     assert "1 trial: diverged: train_loss is NaN after step 60" in page.text
 

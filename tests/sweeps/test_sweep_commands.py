@@ -169,7 +169,11 @@ def test_ls_lists_the_sweeps_of_the_package(replora: Replora) -> None:
         (["sweep", "smok"], "Did you mean smoke?"),
         (["sweep", "smoke", "search.trials=3"], "search.trials must be null for a grid"),
         (["sweep", "smoke", "space.optim.lr.values=[-1.0]"], "optim.lr must be greater than 0"),
-        (["resume", "nowhere"], "not a sweep's folder"),
+        (["sweep", "vit-digits-digits-lora"], "replora train vit-digits-digits-lora"),
+        (["sweep"], "arguments are required: SWEEP.yaml."),
+        (["sweep", "smoke", "objective=accuracy"], "For example {metric: accuracy}."),
+        (["resume", "nowhere"], "not a sweep's folder, there is no such folder"),
+        (["resume", __file__], "not a sweep's folder"),
         (["best", "nowhere"], "not a sweep's folder"),
         (["sync", "nowhere"], "not a sweep's folder"),
     ],
@@ -180,6 +184,13 @@ def test_a_mistake_is_told_with_status_2(replora: Replora, arguments: list[str],
     assert words in err
     assert out == ""
     assert "Traceback" not in err
+
+
+def test_a_run_given_as_a_sweep_is_told_its_verb(replora: Replora, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("method: lora\n")
+    status, _, err = replora("sweep", tmp_path / "run.yaml")
+    assert status == 2
+    assert f"Use `replora train {tmp_path / 'run.yaml'}`" in err
 
 
 def test_a_folder_of_another_sweep_ends_with_status_2(
