@@ -26,7 +26,7 @@ from sweeps.tracking import Delivered, artifact_root, reason, resolve_uri, sqlit
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Run, RunInfo
     from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
 __all__ = ["MlflowSession", "find_experiment", "open_client", "set_up"]
@@ -126,14 +126,14 @@ class MlflowSession:
             return False
         parent = state.run if change.parent is None else state.trials.get(change.parent, state.run)
         tags = change.tags | ({} if change.trial is None else {MLFLOW_PARENT: parent})
-        run = self._client.create_run(
+        made = self._client.create_run(
             self._experiment, start_time=change.start_ms, tags=tags, run_name=change.title
-        ).info
-        self._status[run.run_id], self._places[run.run_id] = run.status, run.artifact_uri
+        )
+        run = self._note(made.info)
         if change.trial is None:
-            state.run = run.run_id
+            state.run = run
         else:
-            state.trials[change.trial] = run.run_id
+            state.trials[change.trial] = run
         return True
 
     def _log_data(self, run: str, name: str, digest: str) -> None:
@@ -154,26 +154,29 @@ class MlflowSession:
     def _look_up(self) -> None:
         """Finds the runs that the server has of this ledger, whoever created them."""
         state = self._state
-        found = self._search(f"tags.ledger = '{state.ledger}'")
-        run = found[0].info.run_id if found else ""
-        children = self._search(f"tags.`{MLFLOW_PARENT}` = '{run}'") if run else []
-        finals = self._search(f"tags.final_of = '{state.ledger}'") if run else []
-        state.run = run
-        state.trials = {run.data.tags["fingerprint"]: run.info.run_id for run in children}
-        state.trials |= {f"{run.data.tags['fingerprint']}/final": run.info.run_id for run in finals}
-        infos = [run.info for run in found + children + finals]
-        self._status = {info.run_id: info.status for info in infos}
-        self._places = {info.run_id: info.artifact_uri for info in infos}
+        found = [self._note(run.info) for run in self._search(f"tags.ledger = '{state.ledger}'")]
+        state.run, state.trials = found[0] if found else "", {}
+        if not found:
+            return
+        for run in self._search(f"tags.`{MLFLOW_PARENT}` = '{state.run}'"):
+            state.trials[run.data.tags["fingerprint"]] = self._note(run.info)
+        for run in self._search(f"tags.final_of = '{state.ledger}'"):
+            state.trials[f"{run.data.tags['fingerprint']}/final"] = self._note(run.info)
 
-    def _search(self, text: str) -> list[Run]:
-        runs: list[Run] = []
+    def _note(self, info: RunInfo) -> str:
+        """The id of a run that the server has."""
+        self._status[info.run_id], self._places[info.run_id] = info.status, info.artifact_uri
+        return str(info.run_id)
+
+    def _search(self, text: str) -> Iterator[Run]:
+        """Runs with all their parameters and tags, a page in memory at a time."""
         token = None
         while True:
             page = self._client.search_runs([self._experiment], text, max_results=PAGE_RUNS, page_token=token)
-            runs += page
+            yield from page
             token = page.token
             if not token:
-                return runs
+                return
 
     def _open_experiment(self) -> str:
         """The id of the experiment, created where needed, by one process at a time."""
