@@ -222,7 +222,8 @@ def _best(options: argparse.Namespace) -> Answer:
     selection = within(select(views), [parse_limit(text) for text in options.where])
     if selection.best is None:
         raise RunFailedError(
-            f"no configuration of {', '.join(map(str, options.dirs))} was trained to its end yet."
+            f"no configuration of {', '.join(map(str, options.dirs))} was trained to its end yet.\n"
+            f"  `replora resume {options.dirs[0]}` goes on with it, or says why its trials failed."
         )
     document = best_document(selection, options.dirs, views)
     single = options.dirs[0] / BEST_NAME if len(options.dirs) == 1 else None

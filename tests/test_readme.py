@@ -32,7 +32,9 @@ def commands(block: str) -> list[list[str]]:
 
 
 COMMANDS = [words for block in blocks("sh") for words in commands(block)]
-VERBS = sorted({words[1] for words in COMMANDS if words[0] == "replora"})
+#: Where a document shows commands: shell blocks, indented lines and back quotes.
+CODE = re.compile(r"```sh\n([^`]*)```|^ {4}([^\n]*)$|`([^`\n]+)`", re.MULTILINE)
+SHOWN = re.compile(r"^replora ([a-z][a-z-]*)((?: .*(?:\\\n.*)?)?)", re.MULTILINE)
 TOUR = [
     words for block in blocks("sh", "<!-- toured by tests/test_readme.py -->") for words in commands(block)
 ]
@@ -64,12 +66,15 @@ def test_make_target_exists(target: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_verb_has_help_that_names_the_options_used(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([verb, "--help"]) == 0
-    shown = [words for words in COMMANDS if words[:2] == ["replora", verb]]
-    used = {word for words in shown for word in words if word.startswith("--")}
-    assert used <= set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_options_shown_are_in_the_help_of_their_verb(
+    document: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = "\n".join(map("".join, CODE.findall(document.read_text(encoding="utf-8"))))
+    for verb, rest in SHOWN.findall(code):
+        assert main([verb, "--help"]) == 0, verb
+        used = set(re.findall(r"(?<![\w-])--[a-z-]+", rest))
+        assert used <= set(re.findall(r"--[a-z-]+", capsys.readouterr().out)), (verb, rest)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -86,10 +91,11 @@ def test_every_page_of_docs_is_in_its_index() -> None:
     assert {page for page in pages if f"({page})" not in index} == set()
 
 
-def test_the_sweep_shown_is_valid(tmp_path: Path) -> None:
-    (block,) = blocks("yaml")
+@pytest.mark.parametrize(("document", "trials"), [("README.md", 30), ("docs/sweeps.md", 40)])
+def test_the_sweep_shown_is_valid(tmp_path: Path, document: str, trials: int) -> None:
+    block = (ROOT / document).read_text(encoding="utf-8").partition("```yaml\n")[2].partition("```")[0]
     (tmp_path / "sweep.yaml").write_text(block)
-    assert load(SweepConfig, tmp_path / "sweep.yaml").search.trials == 30
+    assert load(SweepConfig, tmp_path / "sweep.yaml").search.trials == trials
 
 
 @pytest.mark.slow

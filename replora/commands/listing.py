@@ -23,7 +23,7 @@ Catalog = Callable[[], list[Row]]
 
 def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "kind", nargs="?", help="methods, tasks, backbones, recipes, spaces, ...; all if left out"
+        "kind", nargs="?", help="methods, tasks, backbones, recipes, profiles or spaces; all if left out"
     )
 
 
@@ -71,4 +71,4 @@ def _recipes() -> list[Row]:
     return rows
 
 
-LS = Verb("ls", "list methods, tasks, backbones, recipes, spaces and studies", _configure, _run)
+LS = Verb("ls", "list methods, tasks, backbones, recipes, profiles and spaces", _configure, _run)
