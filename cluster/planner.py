@@ -248,13 +248,15 @@ def _tokens(anatomy: Anatomy, asked: int | None) -> int:
     """Tokens of one example.
 
     Raises:
-        PlanError: If neither the backbone nor the caller knows.
+        PlanError: If neither the backbone nor the caller knows, or there would be none.
     """
     if asked is not None and anatomy.family != "llama" and asked != anatomy.tokens:
         raise PlanError(
             f"tokens must be {anatomy.tokens} for this backbone and task, but got {asked}.\n"
             "  Leave --tokens out."
         )
+    if asked is not None and asked < 1:
+        raise PlanError(f"tokens must be at least 1, but got {asked}.\n  Give --tokens N, the cutoff.")
     tokens = anatomy.tokens if asked is None else asked
     if tokens is None:
         raise PlanError(

@@ -248,6 +248,11 @@ def test_open_lengths_of_examples_are_asked_for() -> None:
         plan(run(), load_hardware("8xh100"), anatomy=LLAMA_13B)
 
 
+def test_examples_without_tokens_are_refused() -> None:
+    with pytest.raises(PlanError, match="tokens must be at least 1, but got -5"):
+        plan(run(), load_hardware("8xh100"), tokens=-5, anatomy=LLAMA_13B)
+
+
 def test_a_backbone_of_unknown_sizes_is_refused() -> None:
     config = RunConfig.model_validate({"backbone": {"name": "timm/vit_base_patch16_clip_224"}})
     with pytest.raises(PlanError, match="without building it"):

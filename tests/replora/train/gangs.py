@@ -48,9 +48,10 @@ def with_engine(config: RunConfig, **changes: Any) -> RunConfig:
 
 
 def slots(config: RunConfig) -> dict[str, RunConfig]:
-    """Two trials of one pack: different sizes, clipping and decay."""
+    """Two trials of one pack: different sizes, clipping, decay, learning rates and schedules."""
     method = neighbour(config.method, 0)
-    optim = config.optim.model_copy(update={"clip_norm": None, "weight_decay": 0.1})
+    own = {"clip_norm": None, "weight_decay": 0.1, "lr": 5e-3, "schedule": "linear", "warmup_steps": 2}
+    optim = config.optim.model_copy(update=own)
     return {"one": config, "other": config.model_copy(update={"method": method, "optim": optim, "seed": 1})}
 
 
