@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 done, 1 a run failed, 2 the configuration is wrong, 3 the machine is not fit, 130 interrupted.
     """
+    _open_closed_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         with _warnings_in_one_line():
@@ -155,6 +156,21 @@ def _print(answer: Answer, as_json: bool) -> None:
     if text and _leads():
         sys.stdout.write(text.rstrip("\n") + "\n")
         sys.stdout.flush()
+
+
+def _open_closed_streams() -> None:
+    """Gives a process without stdin, stdout or stderr ones that lead nowhere.
+
+    Else the next file that is opened, a ledger for example, would take the number of stdout or stderr, and
+    whatever a library prints would go into it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number: this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8", closefd=False))
 
 
 def _leads() -> bool:

@@ -111,6 +111,8 @@ def idle_settings(config: SweepConfig) -> Iterator[str]:
 
 
 def _tracking_faults(config: SweepConfig) -> Iterator[Fault]:
+    if config.tracking.uri is None:
+        return
     try:
         resolve_uri(Path(), config.tracking.uri)
     except TrackingError as error:

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple, Self
 
+from replora.atomic import sync_folder
 from replora.errors import LedgerError, MachineError
 from sweeps.lines import Line, encode, plain, scan, understood, walk
 from sweeps.views import Stage, State, SweepView, TrialView
@@ -75,7 +76,7 @@ class Ledger:
             self._seq, self._end = scan(path)
             self._file = path.open("ab", buffering=0)
             self._file.truncate(self._end)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         except BaseException:
             self.close()
             raise
@@ -183,19 +184,11 @@ def _write_all(file: BinaryIO, data: bytes) -> None:
         view = view[file.write(view) :]
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _lock(folder: Path) -> BinaryIO:
     lock = (folder / LOCK_NAME).open("a+b")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         lock.seek(0)
         holder = lock.read(200).decode(errors="replace") or "unknown"
         lock.close()

@@ -31,6 +31,7 @@ from sweeps.placement import placed
 from sweeps.provenance import git_revision, versions
 from sweeps.resources import trials_planned
 from sweeps.search import check_installed
+from sweeps.tracking import resolve_uri
 from sweeps.warm import earlier_words
 
 __all__ = ["SweepResult", "resume_sweep", "run_sweep"]
@@ -200,8 +201,9 @@ def _answer(folder: Path, view: SweepView) -> SweepResult:
 
 
 def _check_tracking(config: SweepConfig, folder: Path) -> None:
-    """Asks a configured server before anything starts; the default file needs no asking."""
+    """Asks a configured server before anything starts; the default file needs no asking, only a name."""
     if config.tracking.uri is None:
+        resolve_uri(folder, None)
         return
     from sweeps.mlflow_recorder import MlflowRecorder, check_reachable
 

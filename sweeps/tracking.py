@@ -51,8 +51,16 @@ def resolve_uri(folder: Path, uri: str | None) -> str:
         TrackingError: If it holds a password, or is no kind of URI that MLflow records to.
     """
     if uri is None:
+        if "?" in str(folder.resolve()):
+            raise TrackingError(
+                f"{folder.resolve()}: a URI of SQLite cannot have a `?` in its path.\n"
+                "  Name another folder with --dir, or set tracking.uri."
+            )
         return f"sqlite:///{folder.resolve() / 'mlflow.db'}"
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError as error:
+        raise TrackingError(f"tracking.uri is no URI ({error}). Write it as http(s)://host:port.") from error
     scheme = parts.scheme.partition("+")[0]
     if scheme not in SCHEMES:
         shown = uri if "@" not in uri else f"{scheme}:..."
@@ -71,7 +79,9 @@ def resolve_uri(folder: Path, uri: str | None) -> str:
 
 def _refuse_secrets(uri: str) -> None:
     parts = urlsplit(uri)
-    if parts.password is None and not SECRETS & {key.lower() for key in parse_qs(parts.query)}:
+    # A password with a `/`, `?` or `#` ends the host's part early, and leaves its `@` behind.
+    split = "@" in uri and parts.username is None and sqlite_file(uri) is None
+    if not split and parts.password is None and not SECRETS & {key.lower() for key in parse_qs(parts.query)}:
         return
     raise TrackingError(
         f"tracking.uri for {parts.hostname} holds a password, which would end up in files and logs.\n"
@@ -89,7 +99,8 @@ def sqlite_file(uri: str) -> Path | None:
     parts = urlsplit(uri)
     if parts.scheme.partition("+")[0] != "sqlite":
         return None
-    name = parts.path.removeprefix("/")
+    # Not `parts.path`, which ends at a `#`: that is a character like others in a path of SQLite.
+    name = uri.partition("://")[2].partition("?")[0].removeprefix(parts.netloc).removeprefix("/")
     if parts.netloc or not name or name == ":memory:":
         raise TrackingError(
             f"tracking.uri names no file: {uri!r}. Write sqlite:////absolute/path/to/mlflow.db."

@@ -7,7 +7,6 @@ without loss. `replora.methods.exchange.folders` turns the folder into plain LoR
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from replora.atomic import write_atomically
+from replora.atomic import draft_of, sync_folder, write_atomically
 from replora.config import RunConfig
 from replora.errors import AdapterError
 from replora.methods.layout import Shapes
@@ -48,8 +47,7 @@ class SavedAdapter:
 
 def save_adapter(folder: Path, adapter: SavedAdapter) -> None:
     """Writes the folder under a temporary name and renames it into place; an older one is replaced."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = draft_of(folder)
     temporary.mkdir(parents=True)
     described = {
         "format": FORMAT,
@@ -63,6 +61,7 @@ def save_adapter(folder: Path, adapter: SavedAdapter) -> None:
     write_atomically(temporary / "adapter_config.json", json.dumps(described, indent=2).encode() + b"\n")
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
+    sync_folder(folder.parent)
 
 
 def load_adapter(folder: Path) -> SavedAdapter:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import yaml
 from replora.atomic import write_atomically
 from replora.check import check_fits
 from replora.config import EngineConfig, RunConfig
-from replora.errors import AdapterError, CheckpointError, DivergedError, RunFailedError
+from replora.errors import AdapterError, CheckpointError, DivergedError, MachineError, RunFailedError
 from replora.fingerprint import fingerprint
 from replora.methods.folder import load_adapter
 from replora.tasks.base import SplitName
@@ -30,7 +32,7 @@ from replora.train.process import prepare_process
 
 __all__ = ["RunResult", "evaluate", "pick_device", "train"]
 
-DESCRIBED, RESULT = "config.yaml", "result.json"
+DESCRIBED, RESULT, LOCK = "config.yaml", "result.json", ".lock"
 
 
 @dataclass(frozen=True)
@@ -70,18 +72,20 @@ def train(
     Raises:
         CheckpointError: If the folder belongs to another run.
         DivergedError: If the loss became NaN or infinite.
-        RunFailedError: If the run ended otherwise without a result.
+        MachineError: If the folder's file system has no locks.
+        RunFailedError: If another process trains in the folder, or the run ended without a result.
     """
     ranks.join_launched()
-    if config.engine.ranks == 1 or ranks.count() > 1:
-        return _train_here(config, folder, test, on_event)
-    name = fingerprint(config)
-    result = _open(folder, config, name)
-    if result is None or (test and not _is_tested(result)):
-        run_ranks(_train_here, config, folder, test, on_event)
+    with _held(folder):
+        if config.engine.ranks == 1 or ranks.count() > 1:
+            return _train_here(config, folder, test, on_event)
+        name = fingerprint(config)
         result = _open(folder, config, name)
-    assert result is not None, "rank 0 writes it before it ends"
-    return result
+        if result is None or (test and not _is_tested(result)):
+            run_ranks(_train_here, config, folder, test, on_event)
+            result = _open(folder, config, name)
+        assert result is not None, "rank 0 writes it before it ends"
+        return result
 
 
 def evaluate(run_dir: Path, split: SplitName, engine: EngineConfig | None = None) -> dict[str, float]:
@@ -131,6 +135,29 @@ def _train_here(config: RunConfig, folder: Path, test: bool, on_event: Callable[
         result = RunResult(result.run_dir, name, {**result.metrics, **tested}, result.seconds)
         _write_result(folder, result)
     return result
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Keeps other processes from training in a run's folder: they would replace each other's files."""
+    with ExitStack() as held:
+        ranks.from_leader(lambda: _lock(folder, held))
+        yield
+
+
+def _lock(folder: Path, held: ExitStack) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = held.enter_context((folder / LOCK).open("a"))
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel takes it back when the process dies
+    except BlockingIOError as error:
+        raise RunFailedError(
+            f"{folder}: another process trains in this folder. Wait for it, or name another with --dir."
+        ) from error
+    except OSError as error:
+        raise MachineError(
+            f"{folder}: its file system has no locks ({error.strerror}). Name another folder with --dir."
+        ) from error
 
 
 def _is_tested(result: RunResult) -> bool:

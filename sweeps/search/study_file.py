@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from replora.atomic import draft_of
 from replora.errors import ConfigError
 from sweeps.best import select
 from sweeps.config import SweepConfig
@@ -59,7 +59,7 @@ def write_study(folder: Path, path: Path) -> int:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     view, times = _read(folder)
     _check_replaceable(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = draft_of(path)
     try:
         storage = JournalStorage(JournalFileBackend(str(temporary)))
         directions = [objective.direction for objective in view.objectives]

@@ -140,6 +140,14 @@ def test_folder_that_cannot_be_written_is_a_machine_error(
         cached_tensors("thing", {"n": 1}, Counter())
 
 
+def test_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("REPLORA_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    with pytest.raises(MachineError, match="Set REPLORA_CACHE"):
+        cache_folder()
+
+
 def test_folder_is_the_override_then_the_users_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REPLORA_CACHE", "/a")
     monkeypatch.setenv("XDG_CACHE_HOME", "/b")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import math
 import os
@@ -394,6 +395,25 @@ def test_a_start_that_failed_leaves_its_folder_to_the_corrected_command(
     assert status != 0
     assert "missing.safetensors" in err
     assert train("random")[0] == 0
+
+
+def test_folder_in_which_another_process_trains_is_refused(replora: Replora, tmp_path: Path) -> None:
+    with (tmp_path / ".lock").open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        status, _, err = replora("train", RECIPE, "--dir", str(tmp_path))
+    assert status == 1
+    assert "another process trains in this folder" in err
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_without_its_streams_the_program_opens_no_file_as_one_of_them() -> None:
+    """A ledger that is opened as number 2 would get what libraries print to stderr."""
+    code = (
+        "import sys; from replora.cli import main; status = main(['ls', 'methods']); "
+        "sys.exit(status or open('/dev/null').fileno() < 3)"
+    )
+    closed = ["sh", "-c", 'exec "$0" -c "$1" <&- >&- 2>&-', sys.executable, code]
+    assert subprocess.run(closed, cwd=ROOT, check=False, timeout=60).returncode == 0
 
 
 # --- words -----------------------------------------------------------------------------------------

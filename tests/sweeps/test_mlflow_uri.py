@@ -16,7 +16,7 @@ import pytest
 
 from replora.errors import TrackingError
 from sweeps.mlflow_recorder import MlflowRecorder, check_reachable
-from sweeps.tracking import artifact_root, reason, resolve_uri
+from sweeps.tracking import artifact_root, reason, resolve_uri, sqlite_file
 from tests.sweeps.tracked import free_port
 
 
@@ -28,6 +28,18 @@ def test_paths_do_not_depend_on_the_working_folder(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     assert resolve_uri(Path("runs/toy"), None) == f"sqlite:///{tmp_path}/runs/toy/mlflow.db"
     assert resolve_uri(Path("runs/toy"), "sqlite:///all.db") == f"sqlite:///{tmp_path}/all.db"
+
+
+def test_a_hash_in_a_folder_is_a_part_of_the_file(tmp_path: Path) -> None:
+    """A name that ends at the `#` is another file, which other sweeps share."""
+    uri = resolve_uri(tmp_path / "a#b", None)
+    assert sqlite_file(uri) == tmp_path / "a#b" / "mlflow.db"
+    assert resolve_uri(tmp_path, uri) == uri
+
+
+def test_a_folder_that_sqlite_cannot_name_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrackingError, match="cannot have a `\\?` in its path"):
+        resolve_uri(tmp_path / "a?b", None)
 
 
 @pytest.mark.parametrize(
@@ -43,6 +55,8 @@ def test_servers_are_taken_as_they_are(uri: str, tmp_path: Path) -> None:
         "https://user:hunter2@tracking.example",
         "postgresql://user:hunter2@db/mlflow",
         "postgresql://db/mlflow?user=me&password=hunter2",
+        "https://user:#hunter2@tracking.example",
+        "postgresql://user:a/hunter2@db/mlflow",
     ],
 )
 def test_a_password_is_refused_and_not_repeated(uri: str, tmp_path: Path) -> None:
@@ -50,6 +64,11 @@ def test_a_password_is_refused_and_not_repeated(uri: str, tmp_path: Path) -> Non
         MlflowRecorder(tmp_path, uri)
     assert "hunter2" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_uri_is_a_message(tmp_path: Path) -> None:
+    with pytest.raises(TrackingError, match="is no URI"):
+        resolve_uri(tmp_path, "https://[me")
 
 
 @pytest.mark.parametrize("uri", ["mlruns", "file:///tmp/mlruns", "ftp://host", "", "me:hunter2@host/x"])
