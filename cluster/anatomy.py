@@ -156,7 +156,7 @@ def _language_shape(content: Mapping[str, Any]) -> LanguageShape:
         vocabulary=int(content["vocab_size"]),
         key_heads=int(content.get("num_key_value_heads") or heads),
         head_width=int(content.get("head_dim") or width // heads),
-        tied=bool(content.get("tie_word_embeddings", qwen2)),
+        tied=bool(content.get("tie_word_embeddings", False)),
         biases=bool(content.get("attention_bias", qwen2)),
     )
 

@@ -137,6 +137,7 @@ def texts(visual: int) -> dict[str, Tensor]:
     "described",
     [
         {"model_type": "qwen2", "tie_word_embeddings": True},
+        {"model_type": "qwen2"},  # transformers' default: its head is its own
         {"model_type": "mistral", "head_dim": 32, "tie_word_embeddings": False},
     ],
     ids=["biases-and-tied", "wide-heads"],
