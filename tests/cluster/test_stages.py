@@ -140,7 +140,7 @@ def texts(visual: int) -> dict[str, Tensor]:
         {"model_type": "qwen2"},  # transformers' default: its head is its own
         {"model_type": "mistral", "head_dim": 32, "tie_word_embeddings": False},
     ],
-    ids=["biases-and-tied", "wide-heads"],
+    ids=["biases-and-tied", "silent", "wide-heads"],
 )
 def test_sizes_of_a_folder_are_those_of_its_model(described: dict[str, Any], tmp_path: Path) -> None:
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
