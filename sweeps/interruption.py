@@ -13,12 +13,16 @@ __all__ = ["interruption", "raise_for"]
 
 @contextmanager
 def interruption() -> Iterator[list[int]]:
-    """Collects the first SIGINT or SIGTERM in the list that it gives; a second one acts as it did before."""
+    """Collects the first SIGINT, SIGTERM or SIGHUP in the list that it gives; a second one acts as before.
+
+    What the process was started to ignore stays ignored: SIGHUP under nohup, SIGINT in a script's background.
+    """
     signalled: list[int] = []
     if threading.current_thread() is not threading.main_thread():  # Python delivers signals there only
         yield signalled
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
 
     def restore() -> None:
         for number, handler in before.items():
