@@ -50,7 +50,9 @@ def read_ledger(folder: Path) -> SweepView:
         with understood(f"line {view.size + 1}"):
             view.apply(line)
     if not view.size:
-        raise LedgerError(f"{folder / LEDGER_NAME}: no line was completed; give the same command again")
+        raise LedgerError(
+            f"{folder / LEDGER_NAME}: no line was completed; give the same `replora sweep` again"
+        )
     return view
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import shlex
 import textwrap
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sweeps.best import Contender, Selection
-from sweeps.ledger import SweepView
+from sweeps.ledger import SweepView, TrialView
 from sweeps.report.answer import front_text, rivals_text
 from sweeps.report.page import REPORT_NAME
 from sweeps.report.results import failure_groups
@@ -54,8 +54,7 @@ def _best(view: SweepView, selection: Selection) -> Iterator[str]:
         yield f"no best configuration: {selection.note}"
         return
     yield f"best configuration   {plain(view.metric)} {_value(best)}"
-    numbers = ", ".join(str(trial.number) for trial in best.trials)
-    yield f"  {point_text(best.group.point)}   (trial {numbers})"
+    yield f"  {point_text(best.group.point)}   ({_numbers(best.trials)})"
     if copies := phases_text(view, best.group.search[0] if best.group.search else best.trials[0]):
         yield from textwrap.wrap(copies, 100, initial_indent="  ", subsequent_indent="  ")
     if selection.front:
@@ -88,19 +87,24 @@ def _value(item: Contender, *, basis: bool = True) -> str:
     return f"{words} ({found.basis})" if basis else words
 
 
+def _numbers(trials: Sequence[TrialView]) -> str:
+    """`trial 3`, or `trials 3, 5`: the first eight."""
+    shown = ", ".join(str(trial.number) for trial in trials[:8])
+    return f"trial{'s' if len(trials) > 1 else ''} {shown}{', ...' if len(trials) > 8 else ''}"
+
+
 def _losses(view: SweepView) -> Iterator[str]:
     groups = failure_groups(view.trials.values())
     for reason, trials in groups[:_REASONS]:
-        numbers = ", ".join(str(trial.number) for trial in trials[:8])
-        more = ", ..." if len(trials) > 8 else ""
-        yield f"{len(trials)} failed: {plain(reason, 160)} (trial {numbers}{more})"
+        yield f"{len(trials)} failed: {plain(reason, 160)} ({_numbers(trials)})"
     hidden = sum(len(trials) for _, trials in groups[_REASONS:])
     if hidden:
         yield f"{hidden} failed for other reasons: see the report"
     pruned = sum(trial.state == "pruned" for trial in view.trials.values())
     copies = sum(bool(trial.parent) for trial in view.trials.values())
     if copies:
-        yield f"{pruned} pruned: {copies} copies of better trials took their places"
+        words = counted(copies, "copy of a better trial", "copies of better trials")
+        yield f"{pruned} pruned: replaced by {words}"
     elif pruned and view.config.get("pruner", {}).get("schedule") == "rung":
         yield f"{pruned} pruned: stopped at a rung, with a schedule that ended there, and were not compared"
     elif pruned:

@@ -49,9 +49,9 @@ def plain(text: object, limit: int = 300) -> str:
 
 
 def number(value: object) -> str:
-    """A value of a configuration or a metric, with four significant digits where it is a float."""
+    """A value of a configuration or a metric; a float with four significant digits."""
     if isinstance(value, float):
-        return f"{value:.4g}".replace("e-0", "e-").replace("e+0", "e+")
+        return f"{float(f'{value:.4g}'):.6g}".replace("e-0", "e-").replace("e+0", "e+")
     return plain(value, 60)
 
 
@@ -61,9 +61,9 @@ def amount(value: float) -> str:
     return f"{value:,.0f}" if whole else score(value)
 
 
-def counted(count: int, noun: str) -> str:
+def counted(count: int, noun: str, plural: str = "") -> str:
     """A number of things: `1 trial`, `2 trials`."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
 
 
 def score(value: float | None) -> str:

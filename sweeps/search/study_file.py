@@ -13,7 +13,7 @@ from replora.atomic import draft_of
 from replora.errors import ConfigError
 from sweeps.best import select
 from sweeps.config import SweepConfig
-from sweeps.ledger import SweepView, TrialView, read_lines
+from sweeps.ledger import SweepView, TrialView, read_ledger, read_lines
 from sweeps.report.search_words import schedule_text
 from sweeps.report.words import point_text, score
 from sweeps.search.optuna_search import distribution_of
@@ -80,9 +80,8 @@ def write_study(folder: Path, path: Path) -> int:
 
 def _read(folder: Path) -> tuple[SweepView, dict[str, dict[str, float]]]:
     """The view, and for each trial the times of its first start and of its end."""
-    view, times = SweepView(), dict[str, dict[str, float]]()
+    view, times = read_ledger(folder), dict[str, dict[str, float]]()
     for line in read_lines(folder):
-        view.apply(line)
         if line["trial"] is None or line["event"] == "final":
             continue
         seen = times.setdefault(line["trial"], {"asked": line["time"]})

@@ -225,13 +225,13 @@ def test_summary_names_the_best_its_interval_and_its_rivals() -> None:
     best = select(view).best
     assert best is not None
     assert f"accuracy {best.mean:#.4g}, 95% interval" in text
-    assert "lr=0.001 weight_decay=0.0001   (trial 36, 37, 38)" in text
+    assert "lr=0.001 weight_decay=0.0001   (trials 36, 37, 38)" in text
     assert "It is not distinguishable from" in text
 
 
 def test_summary_counts_failed_and_pruned_trials_with_reasons() -> None:
     text = summary_of(view_of(grid_sweep()))
-    assert "4 failed: diverged: train_loss is NaN after step 60 (trial 61, 72, 73, 74)" in text
+    assert "4 failed: diverged: train_loss is NaN after step 60 (trials 61, 72, 73, 74)" in text
     assert "3 pruned: stopped early, so their values are lower bounds" in text
 
 

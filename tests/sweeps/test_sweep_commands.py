@@ -186,6 +186,14 @@ def test_a_mistake_is_told_with_status_2(replora: Replora, arguments: list[str],
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize("verb", ["resume", "best", "sync", "export-study"])
+def test_a_ledger_without_a_whole_line_is_told(replora: Replora, tmp_path: Path, verb: str) -> None:
+    (tmp_path / "ledger.jsonl").write_text('{"seq": 0, "event": "swe')
+    status, _, err = replora(verb, tmp_path)
+    assert status == 2
+    assert "no line was completed" in err
+
+
 def test_a_run_given_as_a_sweep_is_told_its_verb(replora: Replora, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("method: lora\n")
     status, _, err = replora("sweep", tmp_path / "run.yaml")
