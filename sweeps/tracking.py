@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from replora.errors import TrackingError
 
@@ -51,9 +51,10 @@ def resolve_uri(folder: Path, uri: str | None) -> str:
         TrackingError: If it holds a password, or is no kind of URI that MLflow records to.
     """
     if uri is None:
-        if "?" in str(folder.resolve()):
+        path = str(folder.resolve())
+        if "?" in path or unquote(path) != path:
             raise TrackingError(
-                f"{folder.resolve()}: a URI of SQLite cannot have a `?` in its path.\n"
+                f"{path}: MLflow reads a `?`, and a `%` before two hex digits, as parts of its SQLite URI.\n"
                 "  Name another folder with --dir, or set tracking.uri."
             )
         return f"sqlite:///{folder.resolve() / 'mlflow.db'}"

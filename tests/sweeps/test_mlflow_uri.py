@@ -37,9 +37,10 @@ def test_a_hash_in_a_folder_is_a_part_of_the_file(tmp_path: Path) -> None:
     assert resolve_uri(tmp_path, uri) == uri
 
 
-def test_a_folder_that_sqlite_cannot_name_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TrackingError, match="cannot have a `\\?` in its path"):
-        resolve_uri(tmp_path / "a?b", None)
+@pytest.mark.parametrize("name", ["a?b", "a%20b"])
+def test_a_folder_whose_database_mlflow_cannot_open_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(TrackingError, match="parts of its SQLite URI"):
+        resolve_uri(tmp_path / name, None)
 
 
 @pytest.mark.parametrize(
