@@ -20,11 +20,10 @@ import psutil
 from benchmarks._common import child_environment
 from sweeps.ledger import LEDGER_NAME, SweepView, read_ledger, read_lines
 from tests.sweeps.tracked import Server, rows_at, rows_due
+from tests.waiting import PATIENCE_S
 
 __all__ = ["Findings", "Kill", "TorturedSweep", "findings", "plan_kills", "table"]
 
-#: Longest wait for a sign of life, in seconds (choice: a loaded machine takes tens of seconds to start).
-PATIENCE_S = 180.0
 #: How often each victim is drawn: hosts and drivers cost trained steps, the server does not.
 WEIGHTS = {"driver": 7, "host": 9, "server": 4}
 #: Share of a driver's deaths that hit it while it starts.

@@ -32,7 +32,8 @@ from benchmarks._common import Row, finish, is_quick, machine, run_cold, say
 from benchmarks._peers.tortured import TorturedTune
 from benchmarks._torture import Findings, TorturedSweep, findings, plan_kills
 from sweeps.ledger import SweepView, read_ledger
-from tests.sweeps.tracked import Server, free_port
+from tests.sweeps.tracked import Server
+from tests.waiting import free_port
 
 SEED = 4
 

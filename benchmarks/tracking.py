@@ -47,7 +47,8 @@ from sweeps.director import Director
 from sweeps.host import Assignment, Host
 from sweeps.ledger import Entry, Ledger, read_ledger
 from sweeps.mlflow_recorder import MlflowRecorder, sync
-from tests.sweeps.tracked import Server, free_port, rows_at, rows_due
+from tests.sweeps.tracked import Server, rows_at, rows_due
+from tests.waiting import free_port
 
 TRIALS, METRICS = 16, 10
 

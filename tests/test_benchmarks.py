@@ -17,6 +17,7 @@ import torch
 from benchmarks._common import Row, finish, interleaved
 from benchmarks._gpu import widest
 from benchmarks._saved import saved_bytes
+from tests.waiting import PATIENCE_S
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 OWN = (
@@ -46,7 +47,7 @@ FIELDS = {"name", "ours", "peer", "unit", "ratio", "aim", "device"}
 def quick_rows(name: str) -> list[dict[str, Any]]:
     """The rows of the last line that `python benchmarks/<name>.py --quick` prints."""
     command = [sys.executable, str(FOLDER / f"{name}.py"), "--quick"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     rows: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
     return rows

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import secrets
 import socket
 import sys
 import threading
@@ -19,7 +20,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from replora.config import RunConfig
-from replora.errors import ReploraError, RunFailedError
+from replora.errors import MachineError, ReploraError, RunFailedError
 from replora.train.events import Event
 
 __all__ = ["free_address", "run_ranks"]
@@ -27,6 +28,9 @@ __all__ = ["free_address", "run_ranks"]
 Body = Callable[[RunConfig, Path, bool, Callable[[Event], None]], object]
 
 _TERMINATE_S = 5.0  # choice: then a rank is killed
+#: Rank 0 listens seconds after its port was chosen. Meanwhile the kernel gives ports to whoever asks for any,
+#: from 32768 on (known: Linux's usual range), and Ray takes 10002 to 19999 for its workers.
+_PORTS = range(20_000, 32_768)
 
 
 def run_ranks(
@@ -71,10 +75,16 @@ def run_ranks(
 
 
 def free_address(host: str = "127.0.0.1") -> str:
-    """A port of this machine's address `host` where nothing listens now, as `host:port`."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return f"{host}:{probe.getsockname()[1]}"
+    """A port of this machine's address `host` that nobody has and few will ask for, as `host:port`.
+
+    Raises:
+        MachineError: If no port of the address can be had.
+    """
+    for _ in range(100):  # choice: so many taken ones in a row are no chance
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind((host, secrets.choice(_PORTS)))
+            return f"{host}:{probe.getsockname()[1]}"
+    raise MachineError(f"no free port on {host}: it is no address of this machine, or its ports are in use")
 
 
 def _watch(

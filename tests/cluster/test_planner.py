@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -297,17 +296,15 @@ def test_zero_2_that_is_asked_for_is_said_to_save_nothing() -> None:
     assert "ZeRO-2 saves no memory here: no ZeRO over 2 GPUs needs" in plan_text(run(), found)
 
 
-def test_planning_needs_neither_torch_nor_ray_and_under_three_seconds() -> None:
+def test_planning_needs_neither_torch_nor_ray() -> None:
     code = (
         "import sys; from cluster.commands import VERBS; import argparse; parser = argparse.ArgumentParser();"
         "verb = VERBS[0]; verb.configure(parser);"
         "verb.run(parser.parse_args(['vit-digits-digits-replora', '--hardware', '8xh100']));"
         "assert {'torch', 'ray', 'mlflow', 'optuna'}.isdisjoint(sys.modules)"
     )
-    began = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert time.monotonic() - began < 3
 
 
 def test_known_llamas_are_planned_by_their_names() -> None:

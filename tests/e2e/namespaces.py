@@ -83,7 +83,7 @@ class Network:
         _ip("-n", name, "addr", "add", f"{address}/24", "dev", inner)
         _ip("-n", name, "link", "set", inner, "up")
         _ip("-n", name, "link", "set", "lo", "up")
-        own = f"mount -t tmpfs none /dev/shm && mount -t tmpfs none {self.scratch} && exec sleep 600"
+        own = f"mount -t tmpfs none /dev/shm && mount -t tmpfs none {self.scratch} && exec sleep 3600"
         holder = subprocess.Popen(["ip", "netns", "exec", name, "unshare", "-m", "sh", "-c", own])
         node = Node(name, address, holder)
         self.nodes.append(node)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from replora.cli import main
+from tests.waiting import PATIENCE_S
 
 SWEEP = "name: s\nspace: {optim.lr: {values: [0.001]}}\n"
 CASES: dict[str, tuple[str, str, list[str], int, str]] = {
@@ -81,5 +82,5 @@ def test_what_is_not_there_is_one_message(
 def test_a_mistake_in_a_file_is_one_message_of_the_program(folder: Path) -> None:
     (folder / "in.yaml").write_text("method: lroa\n")
     command = [sys.executable, "-m", "replora", "show", "in.yaml"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert_clean(done.returncode, done.stdout, done.stderr, 2, "Did you mean lora?")

@@ -12,7 +12,8 @@ import pytest
 
 from sweeps.ledger import SweepView, read_ledger, read_lines
 from tests.replora.tiny_llama import save_commonsense, save_tiny_llama
-from tests.sweeps.drivers import killed_when, replora
+from tests.sweeps.drivers import killed_at, replora
+from tests.waiting import PATIENCE_S, running, wait_for
 
 SWEEP = """
 name: engines
@@ -36,13 +37,13 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "engines.yaml"
 
 
-def command(file: Path, folder: Path, zero: int) -> list[str]:
+def words(file: Path, folder: Path, zero: int) -> list[str]:
     engine = [f"run.engine.zero={zero}", f"run.engine.ranks={2 if zero else 1}"]
-    return replora("sweep", str(file), "--dir", str(folder), "--json", *engine)
+    return ["sweep", str(file), "--dir", str(folder), "--json", *engine]
 
 
-def answer(words: list[str]) -> dict[str, Any]:
-    done = subprocess.run(words, capture_output=True, text=True, timeout=200)
+def answer(*words: str) -> dict[str, Any]:
+    done = subprocess.run(replora(*words), capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr[-2000:]
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -50,7 +51,7 @@ def answer(words: list[str]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def plain(file: Path) -> dict[str, Any]:
-    return answer([*command(file, file.parent / "plain", 0), "backend=in-process"])
+    return answer(*words(file, file.parent / "plain", 0), "backend=in-process")
 
 
 def losses(view: SweepView) -> dict[str, float]:
@@ -68,7 +69,7 @@ def assert_same_answer(folder: Path, plain: dict[str, Any]) -> None:
 def test_gangs_of_zero_2_give_the_answer_of_plain_hosts(
     file: Path, plain: dict[str, Any], tmp_path: Path
 ) -> None:
-    found = answer(command(file, tmp_path / "sweep", 2))
+    found = answer(*words(file, tmp_path / "sweep", 2))
     assert_same_answer(tmp_path / "sweep", plain)
     assert found["best"]["run"]["optim"] == plain["best"]["run"]["optim"]
 
@@ -77,10 +78,9 @@ def test_gangs_of_zero_3_whose_driver_is_killed_give_the_answer_of_plain_hosts(
     file: Path, plain: dict[str, Any], tmp_path: Path, orphans: list[psutil.Process]
 ) -> None:
     folder = tmp_path / "sweep"
-    orphans += killed_when(command(file, folder, 3), folder, "checkpointed", 1)
-    _, alive = psutil.wait_procs(orphans, timeout=30)
-    assert not alive, "ranks outlive their driver"
-    answer(replora("resume", str(folder), "--json"))
+    orphans += killed_at("checkpointed", 1, words(file, folder, 3))
+    wait_for(lambda: not running(orphans), "the end of ranks whose driver was killed")
+    answer("resume", str(folder), "--json")
     assert_same_answer(folder, plain)
     starts = [line for line in read_lines(folder) if line["event"] == "started" and line["attempt"] > 1]
     assert starts, "the kill hit no running trial"

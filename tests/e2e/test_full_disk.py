@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 from benchmarks._torture import table
 from sweeps.ledger import read_ledger
 from tests.needs import missing
-from tests.sweeps.drivers import replora, wait_for
+from tests.sweeps.drivers import halted_at, replora
+from tests.waiting import PATIENCE_S
 
 SWEEP = """
 name: full
@@ -66,14 +68,14 @@ def test_a_sweep_on_a_full_disk_ends_cleanly_and_goes_on_when_there_is_space(
     file = tmp_path / "full.yaml"
     file.write_text(SWEEP)
     calm = start("sweep", str(file), "--dir", str(tmp_path / "calm"))
-    _, complaint = calm.communicate(timeout=200)
+    _, complaint = calm.communicate(timeout=PATIENCE_S)
     assert calm.returncode == 0, complaint
 
     folder = disk / "sweep"
-    process = start("sweep", str(file), "--dir", str(folder))
-    wait_for(folder, "reported", 1, process)
+    process = halted_at("reported", 1, ["sweep", str(file), "--dir", str(folder)])
     filler = fill(disk)
-    _, complaint = process.communicate(timeout=200)
+    process.send_signal(signal.SIGCONT)
+    _, complaint = process.communicate(timeout=PATIENCE_S)
     assert process.returncode in (2, 3), complaint
     assert "Traceback" not in complaint
     assert "No space left on device" in complaint
@@ -83,6 +85,6 @@ def test_a_sweep_on_a_full_disk_ends_cleanly_and_goes_on_when_there_is_space(
 
     filler.unlink()
     again = start("resume", str(folder))
-    _, complaint = again.communicate(timeout=200)
+    _, complaint = again.communicate(timeout=PATIENCE_S)
     assert again.returncode == 0, complaint
     assert table(read_ledger(folder)) == table(read_ledger(tmp_path / "calm"))

@@ -10,7 +10,8 @@ import pytest
 
 from benchmarks._torture import table
 from sweeps.ledger import SweepView, read_ledger, read_lines
-from tests.sweeps.drivers import killed_when, replora
+from tests.sweeps.drivers import killed_at, replora
+from tests.waiting import running, wait_for
 
 SWEEP = """
 name: killed
@@ -42,14 +43,14 @@ def test_a_sweep_whose_driver_is_killed_three_times_ends_like_an_undisturbed_one
     file, expected = undisturbed
     folder = tmp_path / "sweep"
     finished: set[str] = set()
-    command = replora("sweep", str(file), "--dir", str(folder))
-    for event, more in (("checkpointed", 2), ("finished", 1), ("checkpointed", 5)):
-        orphans += killed_when(command, folder, event, more)
+    words = ["sweep", str(file), "--dir", str(folder)]
+    for event, count in (("checkpointed", 2), ("finished", 1), ("checkpointed", 5)):
+        orphans += killed_at(event, count, words)
         cut = read_ledger(folder)
         finished |= {name for name, trial in cut.trials.items() if trial.state == "finished"}
-        command = replora("resume", str(folder))
+        words = ["resume", str(folder)]
     before = read_ledger(folder)
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(replora(*words), check=True, capture_output=True)
     view = read_ledger(folder)
     assert table(view) == table(expected)
     again = {
@@ -69,8 +70,7 @@ def test_the_next_sweep_removes_what_a_killed_driver_left(
 ) -> None:
     file, _ = undisturbed
     folder = tmp_path / "sweep"
-    orphans += killed_when(replora("sweep", str(file), "--dir", str(folder)), folder, "started", 1)
+    orphans += killed_at("started", 1, ["sweep", str(file), "--dir", str(folder)])
     assert orphans
     subprocess.run(replora("resume", str(folder)), check=True, capture_output=True)
-    _, alive = psutil.wait_procs(orphans, timeout=30)
-    assert [process.name() for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
+    wait_for(lambda: not running(orphans), "the end of what the killed driver left")

@@ -12,9 +12,10 @@ import pytest
 from benchmarks._torture import table
 from sweeps.ledger import read_ledger, read_lines
 from tests.e2e.namespaces import Network, several_hosts
-from tests.sweeps.drivers import replora, wait_for
+from tests.sweeps.drivers import replora, until
+from tests.waiting import PATIENCE_S
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(290)]
+pytestmark = pytest.mark.slow
 
 SWEEP = """
 name: hosts
@@ -33,17 +34,17 @@ def disturbed(network: Network, file: Path, folder: Path) -> None:
     head, first, second = network.add(0), network.add(1), network.add(1)
     ready = ["doctor", "--address", network.head, "--nodes", "--deep", "--expect", "2", "--json"]
     doctor = network.start(head, *replora(*ready, "--dir", str(folder.parent / "shared")))
-    assert doctor.wait(120) == 0, (network.folder / f"{head.name}.log").read_text()[-2000:]
+    assert doctor.wait(PATIENCE_S) == 0, (network.folder / f"{head.name}.log").read_text()[-2000:]
     links = next(found for found in _said(network, head.name)["together"] if found["name"] == "links")
     assert links["text"].startswith("3 processes on 3 nodes sum 16 MiB over gloo"), links
     words = ["sweep", str(file), "--dir", str(folder), f"resources.address={network.head}"]
     driver = network.start(head, *replora(*words))
-    wait_for(folder, "checkpointed", 4, driver)
+    until(folder, "checkpointed", 4, driver)
     network.kill(first)
     network.add(2)  # room for the other host, too: its own machine is cut off next
-    wait_for(folder, "finished", 2, driver)
+    until(folder, "finished", 2, driver)
     network.cut(second)
-    status = driver.wait(100)
+    status = driver.wait(PATIENCE_S)
     assert status == 0, (network.folder / f"{head.name}.log").read_text()[-3000:]
 
 

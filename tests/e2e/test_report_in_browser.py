@@ -15,7 +15,7 @@ from sweeps.ledger import Entry
 from sweeps.report import write_report
 from tests.sweeps.made_sweeps import free_sweep, grid_sweep, trial, write_ledger
 from tests.sweeps.pages import Page
-from tests.sweeps.tracked import free_port
+from tests.waiting import PATIENCE_S, free_port
 
 pytestmark = pytest.mark.browser
 
@@ -43,7 +43,7 @@ def browser(chromium: str, tmp_path: Path) -> Browser:
     def run(page: Path, *flags: str) -> subprocess.CompletedProcess[str]:
         profile = f"--user-data-dir={tmp_path / 'profile'}"
         command = [chromium, *FLAGS, profile, *flags, page.as_uri()]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
         assert done.returncode == 0, done.stderr
         return done
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from replora.cache import cached_tensors, hash_tensors, read_tensors
 from replora.errors import CheckpointError, MachineError
 from replora.folders import cache_folder
+from tests.waiting import PATIENCE_S
 
 BUILDER = """
 import sys, time
@@ -101,7 +102,7 @@ def test_processes_that_ask_at_once_build_once(folder: Path, tmp_path: Path) -> 
         subprocess.Popen([sys.executable, "-c", BUILDER, str(log)], stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    answers = {process.communicate(timeout=60)[0] for process in started}
+    answers = {process.communicate(timeout=PATIENCE_S)[0] for process in started}
     assert [process.returncode for process in started] == [0, 0]
     assert log.read_text().splitlines() == ["built"]
     assert answers == {hash_tensors({"w": torch.ones(3)}) + "\n"}

@@ -25,6 +25,7 @@ from replora.fingerprint import fingerprint
 from replora.load import load_run
 from replora.reading.compose import find_run
 from replora.verbs import Answer, Follower, Verb, nearest, table
+from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 RECIPE = "vit-digits-digits-replora"
@@ -63,7 +64,7 @@ def run_program(code: str, *arguments: str, **options: Any) -> subprocess.Comple
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=PATIENCE_S,
         **options,
     )
 
@@ -91,7 +92,7 @@ def test_module_is_the_program() -> None:
 def test_reader_that_leaves_ends_the_program_quietly() -> None:
     program = f"{sys.executable} -m replora ls | true"
     done = subprocess.run(
-        ["bash", "-c", program], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+        ["bash", "-c", program], cwd=ROOT, capture_output=True, text=True, check=False, timeout=PATIENCE_S
     )
     assert "Traceback" not in done.stderr
     assert "Exception" not in done.stderr
@@ -100,7 +101,7 @@ def test_reader_that_leaves_ends_the_program_quietly() -> None:
 def test_ctrl_c_ends_with_130_and_one_line() -> None:
     code = (
         "import sys, time; from replora import cli; from replora.verbs import Answer, Verb\n"
-        "def wait(options):\n    print('ready', flush=True)\n    time.sleep(60)\n"
+        "def wait(options):\n    print('ready', flush=True)\n    time.sleep(3600)\n"
         "cli.VERBS = (Verb('wait', '', lambda parser: None, wait),)\n"
         "cli.offers = lambda group: iter(())\n"
         "sys.exit(cli.main(['wait']))"
@@ -111,7 +112,7 @@ def test_ctrl_c_ends_with_130_and_one_line() -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         os.kill(process.pid, signal.SIGINT)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, err) == (130, "Interrupted.\n")
 
 

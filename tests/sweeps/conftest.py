@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from sweeps.ledger import Ledger
-from tests.sweeps.tracked import Server, free_port, toy_sweep
+from tests.sweeps.tracked import Server, toy_sweep
+from tests.waiting import PATIENCE_S, free_port
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +23,7 @@ def mlflow_schema(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ledger.append_all(toy_sweep(0))
     recorder = MlflowRecorder(folder, experiment="schema")
     recorder.start()
-    assert recorder.close(120) == 0
+    assert recorder.close(PATIENCE_S) == 0
     return folder / "mlflow.db"
 
 

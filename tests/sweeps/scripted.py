@@ -18,6 +18,7 @@ from sweeps.ray_backend.contract import Task
 from sweeps.retries import Limits
 
 REPORT_EVERY = 5
+_LENGTHS = {"slow": 400.0, "endless": float("inf")}
 
 
 @dataclass(frozen=True)
@@ -114,11 +115,10 @@ class _Trial:
 class ScriptedTrainer:
     """Trials end after 20 steps, unless their names begin with what else they do.
 
-    `slow` takes 400 steps; `kill` ends the process at step 12 of its first attempt; `kill-always` of
-    every attempt; `lame` ends rank 1 of a gang likewise, `hungry` makes it run out of memory; `diverge`
-    fails at step 8;
-    `nan` reports NaN; `bare` reports no metric at all; `break`
-    ends the host's loop with an exception at step 12 of its first attempt.
+    `slow` takes 400 steps, `endless` never ends; `kill` ends the process at step 12 of its first attempt,
+    `kill-always` of every attempt; `lame` ends rank 1 of a gang likewise, `hungry` makes it run out of
+    memory; `diverge` fails at step 8; `nan` reports NaN; `bare` reports no metric at all; `break` ends the
+    host's loop with an exception at step 12 of its first attempt.
     """
 
     slots: int
@@ -166,7 +166,7 @@ class ScriptedTrainer:
         events: list[Event] = []
         if trial.step % REPORT_EVERY == 0:
             events += [Reported(name, trial.step, self._metrics(name)), self._save(trial)]
-        if trial.step >= (400 if name.startswith("slow") else 20):
+        if trial.step >= _LENGTHS.get(name.partition("-")[0], 20):
             del self.running[name]
             events.append(Finished(name, trial.step, self._metrics(name), str(trial.task.folder / "adapter")))
         return events

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sweeps.ray_backend.leftovers import PrivateFolder, remove_leftovers
+from tests.waiting import PATIENCE_S
 
 DRIVES = """
 from pathlib import Path
@@ -53,7 +54,7 @@ def test_of_a_dead_drivers_folder_only_who_writes_there_is_ended(tmp_path: Path)
             driver.kill()
             driver.wait()
             remove_leftovers(tmp_path)
-            assert writes.wait(30) < 0
+            assert writes.wait(PATIENCE_S) < 0
             assert (reads.poll(), removes.poll()) == (None, None)
     assert list(tmp_path.iterdir()) == []
 

@@ -221,7 +221,7 @@ def delivery_of(folder: Path, server: FakeServer) -> Delivery:
 SWEEP = list(tracked.toy_sweep(4))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, derandomize=True, database=None)
 @given(
     cuts=st.lists(st.integers(0, len(SWEEP)), max_size=5),
     failures=st.sets(st.integers(1, 150), max_size=40),

@@ -18,7 +18,8 @@ from sweeps.mlflow_recorder import MlflowRecorder, check_reachable, sync
 from sweeps.tracking import STATE_NAME
 from tests.needs import missing
 from tests.sweeps import tracked
-from tests.sweeps.tracked import PATIENCE_S, free_port, rows_at, rows_due, runs_at
+from tests.sweeps.tracked import rows_at, rows_due, runs_at
+from tests.waiting import PATIENCE_S, free_port
 
 PASSWORD = "hunter2"
 pytestmark = pytest.mark.slow
@@ -88,5 +89,5 @@ def test_a_sweep_is_recorded_once_and_synced_again(database: str, tmp_path: Path
 def test_a_wrong_password_is_told_before_the_sweep(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PGPASSWORD", "swordfish")
     with pytest.raises(TrackingError, match="password authentication failed") as caught:
-        check_reachable(database, 30)
+        check_reachable(database, PATIENCE_S)
     assert "swordfish" not in str(caught.value)

@@ -22,7 +22,8 @@ from sweeps.ledger import Entry, Ledger
 from sweeps.mlflow_recorder import MlflowRecorder, sync
 from sweeps.tracking import STATE_NAME
 from tests.sweeps import tracked
-from tests.sweeps.tracked import PATIENCE_S, rows_at, rows_due, runs_at, sweep_at, trials_at, wait_for
+from tests.sweeps.tracked import rows_at, rows_due, runs_at, sweep_at, trials_at
+from tests.waiting import PATIENCE_S, wait_for
 
 
 def record(folder: Path, *parts: list[Entry], **options: Any) -> MlflowRecorder:
@@ -287,18 +288,19 @@ folder = pathlib.Path(sys.argv[1])
 recorder = MlflowRecorder(folder, sys.argv[2] or None)
 with Ledger.open(folder) as ledger:
     recorder.start()
-    for entry in list(tracked.toy_sweep(3, steps=40))[ledger.size:]:
+    for number, entry in enumerate(list(tracked.toy_sweep(3, steps=40))[ledger.size:]):
         ledger.append_all([entry])
-        time.sleep(float(sys.argv[3]))
-sys.exit(recorder.close(240))
+        if sys.argv[3]:
+            time.sleep(0.03 if number < 60 else 3600)  # it will be killed
+sys.exit(recorder.close(600))
 """
 
 
-def follow(folder: Path, uri: str = "", pause_s: float = 0.0, **env: str) -> subprocess.Popen[str]:
-    """A process that drives and records a sweep, from where its ledger ends."""
+def follow(folder: Path, uri: str = "", *, halts: bool = False, **env: str) -> subprocess.Popen[str]:
+    """A process that drives and records a sweep from where its ledger ends, or `halts` on the way."""
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-W", "ignore:The :DeprecationWarning", "-c", FOLLOW,
-         str(folder), uri, str(pause_s)],
+         str(folder), uri, "halts" * halts],
         env=os.environ | env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -317,7 +319,7 @@ def test_a_killed_driver_loses_and_doubles_nothing(
     sweep_folder: Path, processes: list[subprocess.Popen[str]]
 ) -> None:
     state = sweep_folder / STATE_NAME
-    processes.append(follow(sweep_folder, pause_s=0.2))
+    processes.append(follow(sweep_folder, halts=True))
     wait_for(lambda: state.exists() and json.loads(state.read_text())["offset"] > 0)
     processes[0].send_signal(signal.SIGKILL)
     assert processes[0].wait() == -signal.SIGKILL

@@ -17,7 +17,8 @@ from sweeps.ledger import LEDGER_NAME, Ledger
 from sweeps.mlflow_recorder import MlflowRecorder, check_reachable, sync
 from sweeps.tracking import Delivered
 from tests.sweeps import tracked
-from tests.sweeps.tracked import PATIENCE_S, Server, rows_at, rows_due, runs_at, trials_at, wait_for
+from tests.sweeps.tracked import Server, rows_at, rows_due, runs_at, trials_at
+from tests.waiting import PATIENCE_S, wait_for
 
 SWEEP = list(tracked.toy_sweep(3, steps=30))
 
@@ -130,7 +131,7 @@ def end_of(name: str) -> None:
     """Waits for a thread that outlived `close`, in a call that ends by itself soon."""
     for thread in threading.enumerate():
         if thread.name == name:
-            thread.join(60)
+            thread.join(PATIENCE_S)
             assert not thread.is_alive()
 
 

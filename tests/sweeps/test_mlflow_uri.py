@@ -17,7 +17,7 @@ import pytest
 from replora.errors import TrackingError
 from sweeps.mlflow_recorder import MlflowRecorder, check_reachable
 from sweeps.tracking import artifact_root, reason, resolve_uri, sqlite_file
-from tests.sweeps.tracked import free_port
+from tests.waiting import free_port
 
 
 def test_no_uri_means_sqlite_in_the_sweep(tmp_path: Path) -> None:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from replora.errors import MachineError
 from replora.train.events import Checkpointed, Event, Failed, Finished, Reported
 from sweeps.ray_backend.contract import HostPlan
 from tests.sweeps.scripted import ScriptedDirector, ScriptedTrainer
+from tests.waiting import PATIENCE_S, running, wait_for
 
 SLOTS = 3
 TRIALS = [f"t-{index}" for index in range(14)]
@@ -68,25 +69,13 @@ def reported(director: ScriptedDirector, trial: str) -> list[int]:
     return [event.step for event in director.of(trial) if isinstance(event, Reported)]
 
 
-def all_end(director: ScriptedDirector, within_s: float = 5.0) -> bool:
-    """Whether every process that reported ends within a while."""
+def wait_for_the_end(director: ScriptedDirector) -> None:
+    """Until every process that reported has ended."""
     reports = [event for event in director.events if isinstance(event, Reported)]
     processes = {int(event.metrics["pid"]) for event in reports}
     assert processes
-    deadline = time.monotonic() + within_s
-    while any(is_running(process) for process in processes):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
-
-
-def is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return True
+    hosts = [psutil.Process(process) for process in processes if psutil.pid_exists(process)]
+    wait_for(lambda: not running(hosts), "the end of every host")
 
 
 def test_every_trial_finishes_once_and_reports_every_step(calm: ScriptedDirector) -> None:
@@ -116,7 +105,7 @@ def test_a_host_has_the_threads_that_were_asked_for_and_jemalloc(calm: ScriptedD
 
 
 def test_no_host_outlives_its_sweep(calm: ScriptedDirector) -> None:
-    assert all_end(calm)
+    wait_for_the_end(calm)
 
 
 def test_a_slot_refills_while_its_neighbour_runs_on_and_the_display_is_called(sweep: Sweep) -> None:
@@ -232,25 +221,26 @@ def test_odd_reports_end_no_sweep_and_a_diverged_trial_only_itself(sweep: Sweep)
     ("number", "expected"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
 )
 def test_a_signal_checkpoints_what_runs_and_ends_the_hosts(
-    sweep: Sweep, number: signal.Signals, expected: type[BaseException]
+    sweep: Sweep, number: signal.Signals, expected: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("sweeps.ray_backend.drive.STOP_TIMEOUT_S", PATIENCE_S)
+    trials = names("endless", 3)
     directors: list[ScriptedDirector] = []
 
     def interrupt(director: ScriptedDirector, event: Event) -> None:
-        running = all(director.of(trial) for trial in ("slow-a", "slow-b", "slow-c"))
-        if running and not directors:
+        if all(director.of(trial) for trial in trials) and not directors:
             directors.append(director)
             os.kill(os.getpid(), number)
 
     handler = signal.getsignal(number)
     with pytest.raises(expected):
-        sweep("slow-a", "slow-b", "slow-c", on_event=interrupt)
+        sweep(*trials, on_event=interrupt)
     [director] = directors
-    last = {trial: director.of(trial)[-1] for trial in ("slow-a", "slow-b", "slow-c")}
+    last = {trial: director.of(trial)[-1] for trial in trials}
     assert {type(event) for event in last.values()} == {Checkpointed}
     assert all((director.folder / trial / "step").read_text() == str(e.step) for trial, e in last.items())
     assert signal.getsignal(number) is handler
-    assert all_end(director)
+    wait_for_the_end(director)
 
 
 def test_a_host_that_does_not_see_the_sweep_folder_is_an_error_of_the_machine(
@@ -269,7 +259,7 @@ def test_a_failure_of_the_director_ends_the_sweep_as_it_is(sweep: Sweep) -> None
 
     with pytest.raises(OSError, match="no space left"):
         sweep("t-0", on_event=full)
-    assert all_end(directors[0])
+    wait_for_the_end(directors[0])
 
 
 def test_too_few_processors_are_an_error_of_the_machine(session: Any, tmp_path: Path) -> None:

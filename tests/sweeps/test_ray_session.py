@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from replora.errors import MachineError
+from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 PRELUDE = """
@@ -43,9 +44,9 @@ def start(code: str, folder: Path, **extra: str) -> subprocess.Popen[str]:
     )
 
 
-def finish(process: subprocess.Popen[str], timeout_s: float = 90.0) -> tuple[int, str, str]:
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     try:
-        out, err = process.communicate(timeout=timeout_s)
+        out, err = process.communicate(timeout=PATIENCE_S)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -82,19 +83,21 @@ def test_a_sweep_leaves_nothing_but_its_own_folder(tmp_path: Path) -> None:
 def test_ctrl_c_in_the_terminal_ends_the_sweep_with_checkpoints(tmp_path: Path) -> None:
     code = """
         folder = Path("sweep").absolute(); folder.mkdir()
-        director = ScriptedDirector(folder, ["slow-a", "slow-b"])
+        trials = ["endless-a", "endless-b"]
+        director = ScriptedDirector(folder, trials)
         seen = []
         def go(event):
-            if not seen and all(director.of(trial) for trial in ("slow-a", "slow-b")):
+            if not seen and all(director.of(trial) for trial in trials):
                 seen.append(1)
                 print("running", flush=True)
         director.on_event = go
         with Session(hosts=2) as session:
-            from sweeps.ray_backend.drive import drive
+            from sweeps.ray_backend import drive
+            drive.STOP_TIMEOUT_S = 600
             try:
-                drive(director, session, HostPlan(2, 1, 1, folder), None, ScriptedTrainer)
+                drive.drive(director, session, HostPlan(2, 1, 1, folder), None, ScriptedTrainer)
             except KeyboardInterrupt:
-                print(json.dumps([type(director.of(trial)[-1]).__name__ for trial in ("slow-a", "slow-b")]))
+                print(json.dumps([type(director.of(trial)[-1]).__name__ for trial in trials]))
     """
     process = start(code, tmp_path)
     assert process.stdout is not None

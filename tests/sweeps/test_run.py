@@ -15,7 +15,7 @@ from sweeps import backend, continuing
 from sweeps.config import SweepConfig
 from sweeps.ledger import LEDGER_NAME, Ledger, read_ledger, read_lines
 from sweeps.run import resume_sweep, run_sweep
-from tests.sweeps.drivers import killed_when, replora
+from tests.sweeps.drivers import killed_at, replora
 from tests.sweeps.simulated import SimulatedHost, grid
 
 
@@ -266,7 +266,7 @@ def test_a_killed_driver_resumes_without_training_a_finished_trial_again(
 ) -> None:
     file = tmp_path / "real.yaml"
     file.write_text(REAL)
-    killed_when(replora("sweep", str(file), "--dir", str(sweep_folder)), sweep_folder, "finished", 2)
+    killed_at("finished", 2, ["sweep", str(file), "--dir", str(sweep_folder)])
     finished = {name for name, trial in read_ledger(sweep_folder).trials.items() if trial.state == "finished"}
     cut = read_ledger(sweep_folder).size
     command = replora("resume", str(sweep_folder))

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from replora.config import RunConfig
 from sweeps.ledger import Entry, read_lines
+from tests.waiting import PATIENCE_S, wait_for
 
 if TYPE_CHECKING:  # collecting these tests does not import mlflow
     from mlflow.entities import Run
 
-#: Longest wait for MLflow, in seconds (choice: a loaded machine takes tens of seconds to start a server).
-PATIENCE_S = 240.0
 # Trial, metric, step, time in ms, value: what MLflow keeps of a point.
 Row = tuple[str, str, int, int, float]
 FIRST = Entry(
@@ -143,7 +141,7 @@ class Server:
                 stderr=log,
                 start_new_session=True,
             )
-        self._wait()
+        wait_for(self._answers, "the server")
 
     def kill(self) -> None:
         if self.process is not None:
@@ -151,28 +149,9 @@ class Server:
             self.process.wait()
             self.process = None
 
-    def _wait(self, timeout_s: float = 120.0) -> None:
-        end = time.monotonic() + timeout_s
-        while time.monotonic() < end:
-            assert self.process is not None
-            assert self.process.poll() is None, (self.folder / "server.log").read_text()
-            try:
-                with urllib.request.urlopen(f"{self.uri}/health", timeout=5):
-                    return
-            except OSError:
-                time.sleep(0.1)
-        raise TimeoutError((self.folder / "server.log").read_text())
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def wait_for(fact: Callable[[], bool]) -> None:
-    """Until something is so, for at most `PATIENCE_S`."""
-    end = time.monotonic() + PATIENCE_S
-    while not fact():
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    def _answers(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, (self.folder / "server.log").read_text()
+        with suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=PATIENCE_S):
+            return True
+        return False

@@ -16,6 +16,7 @@ import pytest
 
 from cluster.doctor import machine, network, software
 from cluster.doctor.finding import Finding
+from tests.waiting import PATIENCE_S, free_port
 
 
 def test_this_environment_has_what_the_project_needs() -> None:
@@ -145,32 +146,26 @@ def listening() -> Iterator[int]:
         yield int(server.getsockname()[1])
 
 
-def closed_port() -> int:
-    """A port on which nobody listens."""
-    with listening() as port:
-        return port
-
-
 def test_taken_ports_of_a_head_are_doubtful() -> None:
     with listening() as port:
         assert network.check_ports((port,)).state == "warning"
-    assert network.check_ports((closed_port(),)).state == "ok"
+    assert network.check_ports((free_port(),)).state == "ok"
 
 
 def test_a_ray_head_that_answers_is_told_from_one_that_does_not() -> None:
     with listening() as port:
         assert network.check_ray(f"127.0.0.1:{port}").state == "ok"
     assert network.check_ray("auto").state == "ok"
-    assert network.check_ray(f"127.0.0.1:{closed_port()}").state == "error"
+    assert network.check_ray(f"127.0.0.1:{free_port()}").state == "error"
 
 
 def test_a_head_that_starts_late_is_waited_for() -> None:
-    port = closed_port()
+    port = free_port()
     with socket.socket() as late:
         late.bind(("127.0.0.1", port))
         starter = threading.Timer(0.2, late.listen)
         starter.start()
-        network.await_ray(f"127.0.0.1:{port}", wait_s=30)
+        network.await_ray(f"127.0.0.1:{port}", wait_s=PATIENCE_S)
         starter.join()
         assert network.check_ray(f"127.0.0.1:{port}").state == "ok"
 
@@ -211,7 +206,7 @@ def test_mlflow_is_asked_for_its_health(status: int, state: str) -> None:
 
 
 def test_a_password_in_a_uri_is_not_shown() -> None:
-    found = network.check_mlflow(f"postgresql://me:secret@127.0.0.1:{closed_port()}/db")
+    found = network.check_mlflow(f"postgresql://me:secret@127.0.0.1:{free_port()}/db")
     assert found.state == "error"
     assert "secret" not in repr(found)
 

@@ -8,7 +8,6 @@ import pickle
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from cluster.doctor.examine import DOCTOR, Examination, examine
@@ -52,14 +51,12 @@ def test_an_examination_can_be_sent_to_another_node_and_its_findings_home(tmp_pa
     assert pickle.loads(pickle.dumps(findings)) == findings
 
 
-def test_an_examination_imports_neither_torch_nor_ray_and_takes_few_seconds(tmp_path: Path) -> None:
+def test_an_examination_imports_neither_torch_nor_ray(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from cluster.doctor.examine import Examination, examine;"
         "examine(Examination(Path(sys.argv[1]))); assert {'torch', 'ray', 'mlflow'}.isdisjoint(sys.modules)"
     )
-    began = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert time.monotonic() - began < 5

@@ -14,6 +14,7 @@ import pytest
 
 from cluster.launch.render import slurm_script
 from tests.cluster.launch.jobs import fake_program, job
+from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parents[3]
 SWEEP = """
@@ -66,7 +67,7 @@ def run_script(folder: Path, **changes: str) -> subprocess.CompletedProcess[str]
         start_new_session=True,
     )
     try:
-        out, err = process.communicate(timeout=200)
+        out, err = process.communicate(timeout=PATIENCE_S)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         out, err = process.communicate()
