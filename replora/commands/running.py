@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from replora.commands.showing import add_run_arguments, describe, describe_text, run_of
-from replora.errors import ConfigError
+from replora.config import RunConfig
+from replora.errors import ConfigError, DataError
 from replora.reading.compose import find_run
 from replora.reading.document import read_document
 from replora.train.events import Event, Reported
@@ -40,6 +41,7 @@ def _train(options: argparse.Namespace) -> Answer:
         )
         document = {"run_dir": str(folder), "dry_run": True, "test": test, **facts}
         return Answer(document, f"{describe_text(facts)}\n{plan}")
+    _require_data(config)
     from replora.train.loop import train
 
     result = train(config, folder, test=test, on_event=_progress)
@@ -52,6 +54,13 @@ def _train(options: argparse.Namespace) -> Answer:
     return Answer(
         document, f"{_metrics(result.metrics)}\nTrained in {result.seconds:.1f} s: {result.run_dir}"
     )
+
+
+def _require_data(config: RunConfig) -> None:
+    """Raises before weights are fetched and read if the folder of the task's data is not there."""
+    root = getattr(config.task, "root", None)
+    if isinstance(root, Path) and not root.expanduser().is_dir():
+        raise DataError(f"task.root: {root} is not a folder.\n  Name your data's folder: task.root=FOLDER")
 
 
 def _is_best(path: Path) -> bool:

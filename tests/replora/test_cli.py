@@ -323,6 +323,11 @@ def test_best_of_a_sweep_is_trained_with_the_final_test(replora: Replora, tmp_pa
     assert json.loads(replora("train", str(best), "--no-test", "--dry-run", "--json")[1])["test"] is False
 
 
+def test_missing_data_are_told_before_weights_are_read(replora: Replora) -> None:
+    status, _, err = replora("train", "vit-b16-image-folder-replora", "task.root=nowhere")
+    assert (status, "task.root: nowhere is not a folder." in err) == (2, True)
+
+
 @pytest.mark.parametrize("arguments", [("eval",), ("export", "--as", "merged", "--out", "x")])
 def test_folder_that_is_no_run_is_refused(replora: Replora, tmp_path: Path, arguments: Sequence[str]) -> None:
     for folder, why in ((tmp_path / "none", "there is no such folder"), (tmp_path, "it has no adapter yet")):
