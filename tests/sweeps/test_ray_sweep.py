@@ -47,8 +47,8 @@ def test_a_sweep_survives_the_sigkill_of_a_host_in_training(tmp_path: Path) -> N
     config, killed = sweep_of(STEPS), list[int]()
 
     def kill_once() -> None:
-        checkpointed = [trial for trial in director.view.trials.values() if trial.reports]
-        if len(checkpointed) == 4 and not killed:
+        # Whichever host is killed at the first report has two trials to lose, however late the other came.
+        if any(trial.reports for trial in director.view.trials.values()) and not killed:
             killed.append(min(host_processes()))
             os.kill(killed[0], signal.SIGKILL)
 
