@@ -20,10 +20,9 @@ from typing import Literal
 
 from cluster.anatomy import Anatomy, anatomy_of
 from cluster.memory import MIB, Setting, memory_of
-from replora.atomic import write_atomically
 from replora.config import RunConfig
 from replora.errors import MachineError, PlanError
-from replora.folders import cache_folder
+from replora.folders import cache_folder, write_note
 from replora.train import heap
 from replora.train.heap import Heap
 
@@ -82,9 +81,7 @@ def remember(config: RunConfig, peak: Peak) -> float | None:
     except PlanError:
         return None  # a backbone that cannot be planned has nothing to correct
     if share is not None:
-        path = _path(config)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps({"kept": share, "device": peak.device, "heap": peak.heap}).encode())
+        write_note(_path(config), {"kept": share, "device": peak.device, "heap": peak.heap})
     return share
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
+from replora.atomic import write_atomically
 from replora.errors import MachineError
 
-__all__ = ["cache_folder"]
+__all__ = ["cache_folder", "write_note"]
 
 
 def cache_folder() -> Path:
@@ -27,4 +29,20 @@ def cache_folder() -> Path:
     except RuntimeError as error:
         raise MachineError(
             "this user has no home folder. Set REPLORA_CACHE to a folder for cached files."
+        ) from error
+
+
+def write_note(path: Path, content: object) -> None:
+    """Writes JSON to a file in the cache folder, whole or not at all.
+
+    Raises:
+        MachineError: If the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(content).encode())
+    except OSError as error:
+        raise MachineError(
+            f"{path.parent}: the cache folder cannot be written ({error.strerror}).\n"
+            "  Free some space, or set REPLORA_CACHE to a folder that can."
         ) from error

@@ -19,10 +19,9 @@ from pathlib import Path
 
 from cluster.calibration import Peak, remember
 from cluster.doctor.software import gpus
-from replora.atomic import write_atomically
 from replora.config import RunConfig
 from replora.errors import ConfigError, MachineError, ReploraError, RunFailedError
-from replora.folders import cache_folder
+from replora.folders import cache_folder, write_note
 from replora.train import heap
 from replora.train.key import pack_key
 from sweeps.config import SweepConfig
@@ -66,7 +65,7 @@ def calibrated_layout(config: SweepConfig) -> Layout:
     known = _read(path)
     if known is None or known.limit < limit:
         known = _Measurement(limit, _measure(config.run, layout_of(config), limit))
-        _write(path, asdict(known))
+        write_note(path, asdict(known))
     return layout_of(config, known.rates)
 
 
@@ -91,7 +90,7 @@ def remember_limits(config: SweepConfig, limits: Limits) -> None:
         MachineError: If the cache folder cannot be written.
     """
     if limits.width is not None or limits.micro_batches:
-        _write(_path(config, "pack-memory"), asdict(limits))
+        write_note(_path(config, "pack-memory"), asdict(limits))
 
 
 def _measure(run: RunConfig, layout: Layout, limit: int) -> dict[int, float]:
@@ -166,17 +165,6 @@ def _read(path: Path) -> _Measurement | None:
         return _Measurement(int(content["limit"]), rates) if rates else None
     except (OSError, ValueError, AttributeError, TypeError, KeyError):
         return None
-
-
-def _write(path: Path, content: object) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(content).encode())
-    except OSError as error:
-        raise MachineError(
-            f"{path.parent}: the cache folder cannot be written ({error.strerror}).\n"
-            "  Free some space, or set REPLORA_CACHE to a folder that can."
-        ) from error
 
 
 def _path(config: SweepConfig, kind: str) -> Path:

@@ -159,9 +159,9 @@ def _drive(config: SweepConfig, ledger: Ledger) -> SweepResult:
     patience = RECORDER_INTERRUPTED_S
     try:
         _train(config, director, folder)
-        remember_limits(config, director.limits)
         director.close()
         result = _answer(folder, director.view)
+        remember_limits(config, director.limits)  # a full cache folder spoils no answer
         patience = RECORDER_S
     except (KeyboardInterrupt, SystemExit):
         ended = sum(trial.ended for trial in director.view.trials.values())
