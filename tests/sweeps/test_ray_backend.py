@@ -74,7 +74,7 @@ def wait_for_the_end(director: ScriptedDirector) -> None:
     reports = [event for event in director.events if isinstance(event, Reported)]
     processes = {int(event.metrics["pid"]) for event in reports}
     assert processes
-    hosts = [psutil.Process(process) for process in processes if psutil.pid_exists(process)]
+    hosts = [process for process in psutil.process_iter() if process.pid in processes]
     wait_for(lambda: not running(hosts), "the end of every host")
 
 
