@@ -113,7 +113,7 @@ def watch(process: subprocess.Popen[bytes], ledger: Path) -> tuple[list[float], 
 
 
 def tune(trials: int) -> list[float]:
-    """When each of the peer's trials reported (whole unix seconds, in order)."""
+    """When each of the peer's trials reported (unix seconds, in order)."""
     method = LoraMethod(rank=2, alpha=2.0)
     base = RunConfig.model_validate(sweep(1)["run"])
     runs = [base.model_copy(update={"method": method, "seed": seed}) for seed in range(trials)]

@@ -3,7 +3,7 @@
 `python -m benchmarks._peers.tune_lora SPEC.json`; the spec holds `runs` (RunConfigs, one per trial), `mode`
 (`default`: a process per trial, as Tune comes; `reuse`: reused actors with base and data cached in
 the process), `cores` and `metric`. Prints one line of JSON: trials, errors, best, when each trial reported
-last (whole unix seconds), and when `fit` ended.
+last (unix seconds), and when `fit` ended.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def trial(config: dict[str, Any]) -> None:
         CACHE["backbone"] = load_backbone(run.backbone, precision=precision, device="cpu")
         CACHE["task"] = load_task(run.task, precision=precision, device="cpu")
     for metrics in train_lora(run, CACHE["backbone"], CACHE["task"], ["qkv"]):
-        tune.report(metrics)
+        tune.report({**metrics, "moment": time.time()})  # Tune's own `timestamp` is whole seconds
 
 
 def run_tune(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def run_tune(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
     ended = time.time()
     metrics = [results[index].metrics for index in range(len(results))]
     best = max((found[spec["metric"]] for found in metrics if found), default=None)
-    reported = sorted(found["timestamp"] for found in metrics if found)
+    reported = sorted(found["moment"] for found in metrics if found)
     counts = {"trials": len(results), "errors": len(results.errors)}
     return {**counts, "best": best, "reported": reported, "ended": ended}
 
